@@ -1,0 +1,54 @@
+"""Engine kind `onnxruntime`: ONNX Runtime on the CPU, with an explicit provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .engine import Arrays, Engine, EngineOptions, TensorSpec
+from .errors import EngineError, EngineUnavailable
+
+PROVIDER = "CPUExecutionProvider"
+DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+
+
+def _specs(nodes: list[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(n.name, DTYPES.get(n.type, n.type), tuple(n.shape)) for n in nodes)
+
+
+class OnnxRuntimeEngine(Engine):
+    """A graph in an ONNX Runtime session whose provider is the one that was asked for, or an error."""
+
+    kind = "onnxruntime"
+
+    def __init__(self, graph: Path, options: EngineOptions) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise EngineUnavailable(
+                f"engine onnxruntime is not installed ({error}); install it with: pip install 'clapsep-export[cpu]'"
+            ) from error
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3  # errors reach the caller as exceptions
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning threads starve the numpy DSP beside them
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        try:
+            self._session = ort.InferenceSession(str(graph), settings, providers=[PROVIDER])
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+            raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {str(error).strip()}") from error
+        observed = self._session.get_providers()
+        if observed != [PROVIDER]:
+            raise EngineUnavailable(f"onnxruntime runs {graph.name} on {observed}, not on {PROVIDER}; repair the installation")
+        self.provider = PROVIDER
+        self.inputs = _specs(self._session.get_inputs())
+        self.outputs = _specs(self._session.get_outputs())
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        try:
+            values = self._session.run(None, dict(inputs))
+        except Exception as error:  # as above
+            raise EngineError(f"onnxruntime failed while running a graph: {str(error).strip()}") from error
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}  # pyright: ignore[reportReturnType]

@@ -1,0 +1,1 @@
+"""Checkpoints in, verified bundles out. torch lives here and nowhere else."""

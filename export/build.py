@@ -1,0 +1,210 @@
+"""From checkpoint files to a verified bundle. A bundle exists whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from ..runtime.bundle import MANIFEST, Bundle, describe_file
+from ..runtime.errors import InputError, OutputError, OutputExists
+from ..runtime.family import open_family
+from ..runtime.manifest import FileEntry, Gate, Manifest
+from ..runtime.separator import Separator
+from ..runtime.tokenizer import Tokenizer
+from .checkpoint import read_checkpoint
+from .demo import write_demo
+from .family import Model, open_model
+from .gates import require, run_gates
+from .golden import CAPTIONS, Golden, make_golden
+from .graph import export_graph
+from .hub import fetch
+from .vocabulary import read_tokenizer
+
+Progress = Callable[[str], None]
+ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "clapsep-export")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build. Locations are paths or hf:// addresses; `demo` stands in place of the two checkpoints."""
+
+    clap: str | None = None
+    checkpoint: str | None = None
+    tokenizer: str | None = None
+    demo: bool = False
+    engines: tuple[str, ...] = ("onnxruntime",)
+    max_batch: int = 4
+    force: bool = False
+
+
+def build(out: Path, request: Request, progress: Progress) -> Manifest:
+    """Export, measure, publish.
+
+    Raises:
+        CheckpointError, DownloadError: the inputs.
+        OutputExists, OutputError: the output.
+        ExportError, GateError: nothing was published.
+    """
+    _refuse(out, request)
+    recover(out)
+    with _staging(out) as root:
+        manifest = _fill(root, request, progress)
+        progress("publishing")
+        _publish(root, out, force=request.force)
+    return manifest
+
+
+def _refuse(out: Path, request: Request) -> None:
+    """What can be refused is refused before anything is computed."""
+    if request.demo == (request.checkpoint is not None) or (request.demo and request.clap):
+        raise InputError("give --clap and --checkpoint, or --demo in their place")
+    if out.suffix != ".clapsep":
+        raise InputError(f"{out} does not end in .clapsep, as bundles do; choose another name")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is not a directory; create it first")
+    if out.exists() and not request.force:
+        raise OutputExists(f"{out} exists; choose another name or pass --force")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise OutputExists(f"{out} is not a bundle, so --force does not replace it; choose another name")
+
+
+def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
+    with tempfile.TemporaryDirectory(prefix="clapsep-demo-") as scratch:
+        model, manifest = _open(root, Path(scratch), request, progress)
+        manifest = _export(root, model, manifest, progress)
+    progress("reference outputs in PyTorch")
+    manifest = _write_golden(root, model, manifest)
+    (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    gates = measure(root, request.engines, progress)
+    require(gates, "the export", "no bundle was written")
+    manifest = replace(manifest, gates=gates)
+    (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _open(root: Path, scratch: Path, request: Request, progress: Progress) -> tuple[Model, Manifest]:
+    """Read the inputs; the manifest as far as it is known without graphs."""
+    if request.demo:
+        progress("generating the demo model's weights")
+        clap_path, path, tokenizer_path = write_demo(scratch)
+    else:
+        progress("fetching the files")
+        clap_path = None if request.clap is None else fetch(request.clap)
+        path, tokenizer_path = fetch(request.checkpoint or ""), fetch(request.tokenizer or ROBERTA)
+    progress("reading the checkpoints")
+    clap = None if clap_path is None else read_checkpoint(clap_path, "clap")
+    checkpoint = read_checkpoint(path, "checkpoint")
+    model = open_model(clap, checkpoint)
+    read_tokenizer(tokenizer_path, model.vocabulary).save(str(root / "tokenizer.json"))
+    return model, Manifest(
+        family=model.family,
+        variant=model.variant,
+        weights="generated" if request.demo else "checkpoint",
+        sources=tuple(c.source for c in (clap, checkpoint) if c is not None),
+        toolchain={"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
+        dsp=model.dsp,
+        condition=model.condition,
+        query=model.query,
+        max_batch=request.max_batch,
+        graphs={},
+        tokenizer=describe_file(root, "tokenizer.json"),
+        golden=FileEntry("golden.npz", 0, ""),
+        gates=(),
+    )
+
+
+def _export(root: Path, model: Model, manifest: Manifest, progress: Progress) -> Manifest:
+    metadata = {
+        "family": manifest.family,
+        "variant": manifest.variant,
+        "weights": manifest.weights,
+        "dsp": manifest.dsp,
+        "condition": manifest.condition,
+        "query": manifest.query,
+        "sources": {source.role: source.sha256 for source in manifest.sources},
+        "toolchain": manifest.toolchain,
+    }
+    graphs = {}
+    for spec in model.graphs():
+        progress(f"exporting {spec.name}")
+        graphs[spec.name] = export_graph(spec, root, {**metadata, "graph": spec.name, "precision": "fp32"})
+    return replace(manifest, graphs=graphs)
+
+
+def _write_golden(root: Path, model: Model, manifest: Manifest) -> Manifest:
+    ids, mask = Tokenizer(root / "tokenizer.json", manifest.query["context"]).encode(CAPTIONS)
+    make_golden(model, open_family(manifest), ids, mask).save(root / manifest.golden.file)
+    return replace(manifest, golden=describe_file(root, manifest.golden.file))
+
+
+def measure(bundle: Path, engines: tuple[str, ...], progress: Progress) -> tuple[Gate, ...]:
+    """Check every file of a bundle, then run its gates on each engine kind."""
+    opened = Bundle.open(bundle)
+    progress("checking files")
+    opened.check_files()
+    golden = Golden.load(opened.file(opened.manifest.golden))
+    return tuple(gate for kind in engines for gate in run_gates(Separator(opened, kind), golden, progress))
+
+
+def _sibling(out: Path, suffix: str) -> Path:
+    return out.parent / f".{out.name}.{os.getpid()}.{suffix}"
+
+
+@contextlib.contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A directory beside `out`, removed unless it was published."""
+    root = _sibling(out, "tmp")
+    try:
+        root.mkdir()
+        yield root
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror or error}); choose another place or free some space") from error
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _publish(root: Path, out: Path, *, force: bool) -> None:
+    """Give the finished directory its name; an old bundle steps aside first and comes back if that fails."""
+    if not out.exists():
+        os.rename(root, out)
+        return
+    if not force:
+        raise OutputExists(f"{out} was made by somebody else meanwhile; choose another name or pass --force")
+    aside = _sibling(out, "old")
+    os.rename(out, aside)
+    try:
+        os.rename(root, out)
+    except OSError:
+        os.rename(aside, out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(out: Path) -> None:
+    """Clear away what builds that were killed left beside `out`; an old bundle without its successor gets its name back."""
+    for left in sorted(out.parent.glob(f".{out.name}.*.*")):
+        owner, suffix = left.name.removeprefix(f".{out.name}.").split(".", 1)
+        if suffix not in ("tmp", "old") or not owner.isdigit() or _alive(int(owner)):
+            continue
+        if suffix == "old" and not out.exists():
+            os.rename(left, out)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

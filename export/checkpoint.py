@@ -1,0 +1,149 @@
+"""Read checkpoints, which are untrusted files: tensors, numpy values and plain containers, nothing that executes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..runtime.bundle import sha256_of
+from ..runtime.errors import CheckpointError
+from ..runtime.manifest import Source
+
+Tensors = dict[str, Tensor]
+
+# What a pickle may refer to besides tensors and plain containers, under the names that numpy 1 and 2 give it.
+NUMPY = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"),
+    *((getattr(np._core.multiarray, n), f"numpy.{c}.multiarray.{n}") for c in ("core", "_core") for n in ("scalar", "_reconstruct")),
+]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of one file by name, prefixes as stored, and what its safetensors header says about itself."""
+
+    source: Source
+    tensors: Tensors
+    metadata: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path, role: str) -> Checkpoint:
+    """Read a torch.save file or a safetensors file.
+
+    `role` is the flag that named it, for messages and the manifest. Of a torch file, the `state_dict` inside or the flat
+    dict of tensors itself.
+
+    Raises:
+        CheckpointError: missing, unreadable, or with content other than tensors, numpy values and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"--{role} {path} is not a file; check the path")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"--{role} {path} is empty; download it again")
+    tensors, metadata = _read_safetensors(path, role) if _is_safetensors(path) else (_read_torch(path, role), {})
+    return Checkpoint(Source(role, path.name, sha256_of(path), path.stat().st_size), tensors, metadata)
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix == ".safetensors" or (len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size)
+
+
+def _read_safetensors(path: Path, role: str) -> tuple[Tensors, dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            stored = (file.metadata() or {}).get("clapsep", "{}")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"--{role} {path} is not a whole safetensors file ({error}); download it again") from error
+    try:
+        metadata = json.loads(stored)
+    except ValueError as error:
+        raise CheckpointError(f"--{role} {path} has metadata 'clapsep' that is not JSON ({error}); write it again") from error
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"--{role} {path} has metadata 'clapsep' that is not a JSON object; write it again")
+    return tensors, metadata
+
+
+def _read_torch(path: Path, role: str) -> Tensors:
+    _check_archive(path, role)
+    try:
+        with torch.serialization.safe_globals(NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"--{role} {path} {_why(str(error))}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"--{role} {path} holds no state dict of tensors; give a checkpoint or a safetensors file")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _check_archive(path: Path, role: str) -> None:
+    """torch.save stores its zip members as they are; anything else could unpack to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        members = zipfile.ZipFile(path).infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"--{role} {path} is a damaged archive ({error}); download it again") from error
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > path.stat().st_size:
+        raise CheckpointError(f"--{role} {path} is a compressed archive, which torch.save never writes; it is not read")
+
+
+def _why(message: str) -> str:
+    """One sentence out of torch's explanation of a refused or damaged pickle."""
+    refused = re.search(r"(?:GLOBAL|global:?|class|function) [`'\"]?([A-Za-z_][\w.]*\.\w+)", message)
+    if refused:
+        name = refused.group(1)
+        return f"refers to {name}, which is not loaded because it could run code; save the bare tensors as safetensors"
+    return f"is damaged or not a checkpoint ({message.strip().splitlines()[0][:200]}); download it again"
+
+
+class Problems:
+    """Everything that is wrong with a checkpoint, collected to be told at once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def take(self, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> Tensors:
+        """The expected tensors as float32; those that are missing, mis-shaped, or not finite are noted and left out."""
+        taken: Tensors = {}
+        for name, like in expected.items():
+            value = tensors.get(name)
+            if value is None:
+                self.lines.append(f"{where}{name} is missing")
+            elif value.shape != like.shape:
+                self.lines.append(f"{where}{name} has shape {list(value.shape)} instead of {list(like.shape)}")
+            elif not value.is_floating_point():
+                self.lines.append(f"{where}{name} is {value.dtype} instead of floating point")
+            elif not bool(torch.isfinite(value).all()):
+                self.lines.append(f"{where}{name} has NaN or infinite values")
+            else:
+                taken[name] = value.to(torch.float32)
+        return taken
+
+    def surplus(self, names: list[str]) -> None:
+        self.lines += [f"{name} is not part of the model" for name in names]
+
+    def raise_if_any(self, what: str) -> None:
+        if self.lines:
+            shown = "".join(f"\n  {line}" for line in self.lines[:20])
+            more = f"\n  … and {len(self.lines) - 20} more" if len(self.lines) > 20 else ""
+            raise CheckpointError(f"{what} does not fit the model in {len(self.lines)} tensors; give the published files:{shown}{more}")

@@ -1,0 +1,105 @@
+"""The `clapsep-export` command. torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import time
+from pathlib import Path
+
+import click
+
+from .. import __version__
+from ..engines import KINDS
+from ..runtime.bundle import Bundle
+from ..runtime.commands import Command, debug_option
+
+PATH = click.Path(path_type=Path)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@debug_option
+def main(debug: bool) -> None:
+    """Turn a separation checkpoint into a verified bundle, and look after bundles."""
+
+
+class Stages:
+    """Progress on stderr: each stage when it begins, with the time since the start and the peak memory so far."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        click.echo(f"{time.monotonic() - self._start:7.1f} s  {peak:5.2f} GiB  {stage}", err=True)
+
+
+@main.command()
+@click.argument("out", metavar="OUT.clapsep", type=PATH)
+@click.option("--clap", metavar="FILE", help="CLAP checkpoint (path or hf://owner/repo/path).")
+@click.option("--checkpoint", metavar="FILE", help="CLAPSep checkpoint: published, raw training, or safetensors (path or hf://…).")
+@click.option("--tokenizer", metavar="DIR|FILE", help="RoBERTa's tokenizer.json, or vocab.json and merges.txt.  [default: from the hub]")
+@click.option("--demo", is_flag=True, help="A small model with generated weights in place of the checkpoints.")
+@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option("--engine", "engines", type=click.Choice(KINDS), multiple=True, default=["onnxruntime"], show_default=True, help="Gates run on these.")
+@click.option("--max-batch", type=click.IntRange(1, 256), default=4, show_default=True, help="Largest batch that plans are made for.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+def build(
+    out: Path,
+    clap: str | None,
+    checkpoint: str | None,
+    tokenizer: str | None,
+    demo: bool,
+    precision: str,
+    engines: tuple[str, ...],
+    max_batch: int,
+    force: bool,
+) -> None:
+    """Export checkpoints to a bundle and prove that nothing was lost."""
+    from .build import Request
+    from .build import build as run
+    from .gates import table
+
+    manifest = run(out, Request(clap, checkpoint, tokenizer, demo, engines, max_batch, force), Stages())
+    click.echo(table(manifest.gates))
+    if manifest.weights == "generated":
+        click.echo("note: the weights are generated, not trained; this bundle runs but does not separate", err=True)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--engine", "engines", type=click.Choice(KINDS), multiple=True, default=["onnxruntime"], show_default=True)
+@click.option("--reference", type=click.Choice(["laion_clap"]), help="Also compare the towers with this package's own.")
+@click.option("--reference-python", metavar="PYTHON", default="python3", show_default=True, help="Interpreter that has the package.")
+@click.option("--clap", metavar="FILE", help="The CLAP checkpoint the bundle was built from, for --reference.")
+@click.option("--json", "as_json", is_flag=True, help="Print the gates as JSON.")
+def verify(bundle: Path, engines: tuple[str, ...], reference: str | None, reference_python: str, clap: str | None, as_json: bool) -> None:
+    """Check a bundle's files and run its gates again on this machine."""
+    from .build import measure
+    from .gates import require, table
+
+    stages = Stages()
+    gates = measure(bundle, engines, stages)
+    if reference:
+        from .reference import compare
+
+        gates += compare(Bundle.open(bundle), clap, reference_python, engines[0], stages)
+    click.echo(json.dumps([dataclasses.asdict(g) for g in gates], indent=1) if as_json else table(gates))
+    require(gates, str(bundle), "do not use it on this machine")
+
+
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Say what a bundle is, without any engine."""
+    opened = Bundle.open(bundle)
+    if as_json:
+        click.echo(opened.manifest.to_json(), nl=False)
+        return
+    from .describe import describe
+
+    click.echo(describe(opened))

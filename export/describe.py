@@ -1,0 +1,37 @@
+"""A bundle in words, for `clapsep-export inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..engines.engine import TensorSpec
+from ..runtime.bundle import Bundle
+
+
+def _tensors(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{s.name} {s.dtype} [{', '.join(map(str, s.shape))}]" for s in specs)
+
+
+def describe(bundle: Bundle) -> str:
+    """Family, origin, constants, graphs and the state of the gates: one text."""
+    return "\n".join(_lines(bundle))
+
+
+def _lines(bundle: Bundle) -> Iterator[str]:
+    m = bundle.manifest
+    yield f"{bundle.path}: {m.family} {m.variant}, {sum(f.size for f in m.files()) / 1e6:.1f} MB"
+    yield f"weights    {'generated: runs, does not separate' if m.weights == 'generated' else m.weights}"
+    for source in m.sources:
+        yield f"source     --{source.role} {source.name}, {source.size} bytes, sha256 {source.sha256[:16]}…"
+    yield f"toolchain  {', '.join(f'{name} {v}' for name, v in m.toolchain.items())}"
+    yield f"signal     {', '.join(f'{name} {v}' for name, v in m.dsp.items())}"
+    yield f"condition  {', '.join(f'{name} {v}' for name, v in m.condition.items())}"
+    yield f"query      {', '.join(f'{name} {v}' for name, v in m.query.items())}"
+    for name, g in m.graphs.items():
+        size = g.graph.size + (g.data.size if g.data else 0)
+        yield f"graph      {name}: {g.precision}, opset {g.opset}, {g.nodes} nodes, {size / 1e6:.1f} MB"
+        yield f"           {_tensors(g.inputs)} → {_tensors(g.outputs)}"
+    for plan in m.plans:
+        yield f"plan       {plan.graph}: {plan.kind} {plan.version}, {plan.precision}, for {plan.device}"
+    passed = sum(g.passed for g in m.gates)
+    yield f"gates      {passed} of {len(m.gates)} passed when it was built"

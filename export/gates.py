@@ -1,0 +1,136 @@
+"""The gates: what a bundle must prove, on the machine and with the engine that will run it, and the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ..runtime.dsp import Float32
+from ..runtime.errors import GateError
+from ..runtime.manifest import Gate
+from ..runtime.metrics import cosine, si_sdr, snr
+from ..runtime.separator import Separator
+from .golden import Golden, as_float, clips_of
+
+# metric: (relation, limit per precision). One table, no other place has a threshold.
+LIMITS: dict[str, tuple[str, dict[str, float]]] = {
+    "token ids differing": ("<=", {"fp32": 0}),
+    "1 - cosine": ("<=", {"fp32": 1e-8}),
+    "max error": ("<=", {"fp32": 1e-5}),
+    "caption cosines, max error": ("<=", {"fp32": 1e-5}),
+    "log-mel error dB": ("<=", {"fp32": 1e-2}),
+    "waveform SNR dB": (">=", {"fp32": 100}),
+    "SI-SDR dB": (">=", {"fp32": 100}),
+    "batch against single, max error": ("<=", {"fp32": 1e-4}),
+    "hard-signal SNR dB": (">=", {"fp32": 90}),
+    "mask values not finite": ("<=", {"fp32": 0}),
+    "mask below 0 or above 1": ("<=", {"fp32": 0}),
+}
+
+Measurement = tuple[str, str, float]  # stage, metric, measured
+
+
+def judge(stage: str, metric: str, measured: float, precision: str, engine: str) -> Gate:
+    """One line of the table; a value that is not finite fails."""
+    relation, limits = LIMITS[metric]
+    limit = limits[precision]
+    finite = bool(np.isfinite(measured))
+    passed = finite and (measured >= limit if relation == ">=" else measured <= limit)
+    return Gate(engine, stage, metric, relation, limit, float(measured) if finite else None, passed)
+
+
+def _text(separator: Separator, golden: Golden) -> Iterator[Measurement]:
+    stage = "text_encoder"
+    if separator.bundle.manifest.tokenizer is not None:
+        ids, mask = separator.tokenizer.encode([str(caption) for caption in golden.captions])
+        yield stage, "token ids differing", int(np.sum((ids != golden.input_ids) | (mask != golden.attention_mask)))
+    inputs = {"input_ids": golden.input_ids, "attention_mask": golden.attention_mask}
+    embedding = separator.engine(stage).run(inputs)["embedding"]
+    yield from _embedding(stage, golden.text_embedding, embedding)
+    wanted, found = (cosine(e[:, None], e[None]) for e in (golden.text_embedding, embedding))
+    yield stage, "caption cosines, max error", float(np.max(np.abs(wanted - found)))
+
+
+def _embedding(stage: str, wanted: Float32, found: Float32) -> Iterator[Measurement]:
+    yield stage, "1 - cosine", float(np.max(1 - cosine(wanted, found)))
+    yield stage, "max error", float(np.max(np.abs(wanted - found)))
+
+
+def _audio(separator: Separator, golden: Golden) -> Iterator[Measurement]:
+    stage = "audio_encoder"
+    rate = separator.family.query_sample_rate
+    log_mel = np.stack([separator.family.query_features(clip, rate, None)[0] for clip in clips_of(golden)])
+    yield stage, "log-mel error dB", float(np.max(np.abs(log_mel - golden.log_mel)))
+    yield from _embedding(stage, golden.audio_embedding, separator.engine(stage).run({"log_mel": log_mel})["embedding"])
+
+
+def _separation(separator: Separator, golden: Golden) -> Iterator[Measurement]:
+    """End to end, from mixture and query to waveform, the queries embedded by the engine under test."""
+    embeddings = [*separator.engine("text_encoder").run({"input_ids": golden.input_ids, "attention_mask": golden.attention_mask})["embedding"]]
+    embeddings += [*separator.engine("audio_encoder").run({"log_mel": golden.log_mel})["embedding"]]
+    window = as_float(golden.mixture)[None]
+    for pair, target in zip(golden.pairs, golden.target, strict=True):
+        halves = [None if i < 0 else embeddings[i] for i in pair]
+        condition = separator.family.condition(*halves, normalize=None)
+        found = separator.separate_windows(window, condition)[0]
+        stage = f"separator {'P' if pair[0] >= 0 else ''}{'N' if pair[1] >= 0 else ''}{' audio' if max(pair) >= len(golden.captions) else ''}"
+        yield stage, "waveform SNR dB", snr(target, found)
+        yield stage, "SI-SDR dB", si_sdr(target, found)
+
+
+def _hard(separator: Separator, golden: Golden) -> Iterator[Measurement]:
+    """Signals on which engines overflow or divide by zero; one run of the whole batch, one of its last row alone."""
+    windows, condition = as_float(golden.hard), golden.condition[0]
+    inputs, context = separator.family.features(windows)
+    maps = separator.maps(inputs, condition)
+    found = separator.family.reconstruct(maps, context)
+    alone = separator.separate_windows(windows[-1:], condition)
+    yield "separator", "batch against single, max error", float(np.max(np.abs(alone[0] - found[-1])))
+    mask = maps["mask"]
+    yield "separator", "mask values not finite", float(np.sum(~np.isfinite(mask)))
+    yield "separator", "mask below 0 or above 1", float(np.sum((mask < 0) | (mask > 1)))
+    for name, wanted, wave in zip(golden.hard_names, golden.hard_target, found, strict=True):
+        if np.any(wanted):
+            yield str(name), "hard-signal SNR dB", snr(wanted, wave)
+
+
+STAGES: dict[str, Callable[[Separator, Golden], Iterator[Measurement]]] = {
+    "text encoder": _text,
+    "audio encoder": _audio,
+    "separation": _separation,
+    "hard signals": _hard,
+}
+
+
+def run_gates(separator: Separator, golden: Golden, progress: Callable[[str], None]) -> tuple[Gate, ...]:
+    """Measure everything with the separator's engine; judges by the precision that its graphs have."""
+    precision = separator.bundle.manifest.graphs["separator"].precision
+    gates = []
+    for name, measure in STAGES.items():
+        progress(f"gates on {separator.engine_kind}: {name}")
+        gates += [judge(*measurement, precision, separator.engine_kind) for measurement in measure(separator, golden)]
+    return tuple(gates)
+
+
+def _shown(gate: Gate) -> str:
+    return "not finite" if gate.measured is None else f"{gate.measured:.4g}"
+
+
+def table(gates: tuple[Gate, ...]) -> str:
+    """Engine, stage, metric, limit, measured, verdict: one line a gate."""
+    header = ("engine", "stage", "metric", "limit", "measured", "")
+    rows = [(g.engine, g.stage, g.metric, f"{g.relation} {g.threshold:g}", _shown(g), "✓" if g.passed else "✗") for g in gates]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows])
+
+
+def require(gates: tuple[Gate, ...], what: str, consequence: str) -> None:
+    """Raise GateError with the first failure in one sentence if any gate failed."""
+    failed = [g for g in gates if not g.passed]
+    if failed:
+        g = failed[0]
+        raise GateError(
+            f"{what} failed {len(failed)} of {len(gates)} gates, first {g.stage}: {g.metric} is {_shown(g)} and must be "
+            f"{g.relation} {g.threshold:g}; {consequence}"
+        )

@@ -1,0 +1,124 @@
+"""golden.npz: a few inputs and what the PyTorch reference makes of them, so that every machine can check itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..runtime.dsp import Float32
+from ..runtime.errors import BundleError
+from ..runtime.family import Family
+from ..runtime.tokenizer import Ids
+from . import signals
+from .family import Model
+
+CAPTIONS = (
+    "a dog barking",
+    "rain on a roof",
+    "a siren passes by",
+    "the sound of a man speaking",
+    "someone plays the guitar",
+    "waves at the beach",
+)
+CLIPS = (1, 2)  # seeds; the first is as long as the model's window, the others shorter
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and outputs of the reference in float32; waveforms as int16 where they are inputs.
+
+    text: ids and mask [n, context], embedding [n, e]. audio: log-mel [k, frames, mels], embedding [k, e].
+    Pairs: (positive, negative) rows, -1 for none, [p, 2] into text then audio embeddings, condition [p, c], target [p, window] of the mixture.
+    Hard signals: [h, window] int16, target [h, window] with the first pair's condition.
+    """
+
+    captions: NDArray[Any]
+    input_ids: Ids
+    attention_mask: Ids
+    text_embedding: Float32
+    clip: NDArray[np.int16]
+    clip_length: NDArray[np.int64]
+    log_mel: Float32
+    audio_embedding: Float32
+    pairs: NDArray[np.int64]
+    condition: Float32
+    mixture: NDArray[np.int16]
+    target: Float32
+    hard_names: NDArray[Any]
+    hard: NDArray[np.int16]
+    hard_target: Float32
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read golden.npz without unpickling.
+
+        Raises:
+            BundleError: the file is damaged or lacks an array.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                return cls(**{f.name: data[f.name] for f in fields(cls)})
+        except Exception as error:  # zip, header and dtype errors of hostile files have many types
+            raise BundleError(f"{path} is not a golden.npz ({error}); build the bundle again") from error
+
+
+def as_float(samples: NDArray[np.int16]) -> Float32:
+    return samples.astype(np.float32) / np.float32(32768)
+
+
+def clips_of(golden: Golden) -> list[Float32]:
+    """The query clips at the audio encoder's rate, [length] each."""
+    return [as_float(row[:length]) for row, length in zip(golden.clip, golden.clip_length, strict=True)]
+
+
+def _clips(size: int, rate: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    lengths = np.array([size // (1 + 2 * i) for i in range(len(CLIPS))])
+    rows = np.zeros((len(CLIPS), size), np.int16)
+    for row, length, seed in zip(rows, lengths, CLIPS, strict=True):
+        row[:length] = signals.query(int(length), rate, seed)
+    return rows, lengths
+
+
+@torch.inference_mode()
+def _run(module: torch.nn.Module, *inputs: NDArray[Any]) -> Float32:
+    return module(*(torch.from_numpy(x) for x in inputs)).numpy()
+
+
+def make_golden(model: Model, family: Family, ids: Ids, mask: Ids) -> Golden:
+    """Run the PyTorch reference on the captions, clips, query pairs and hard signals."""
+    graphs = {spec.name: spec.module for spec in model.graphs()}
+    text = _run(graphs["text_encoder"], ids, mask)
+    clip, lengths = _clips(family.query_samples, family.query_sample_rate)
+    features = [family.query_features(as_float(row[:n]), family.query_sample_rate, None)[0] for row, n in zip(clip, lengths, strict=True)]
+    log_mel = np.stack(features)
+    audio = _run(graphs["audio_encoder"], log_mel)
+    pairs = np.array([[0, -1], [-1, 1], [2, 3], [len(text), 4]])
+    embeddings = [*text, *audio]
+    conditions = np.stack([family.condition(*(None if i < 0 else embeddings[i] for i in pair), normalize=None) for pair in pairs])
+    size, rate = family.window_samples, family.sample_rate
+    mixture, hard = signals.mixture(size, rate), np.stack([signals.hard(name, size, rate) for name in signals.HARD])
+    return Golden(
+        captions=np.array(CAPTIONS),
+        input_ids=ids,
+        attention_mask=mask,
+        text_embedding=text,
+        clip=clip,
+        clip_length=lengths,
+        log_mel=log_mel,
+        audio_embedding=audio,
+        pairs=pairs,
+        condition=conditions,
+        mixture=mixture,
+        target=np.concatenate([model.separate(as_float(mixture)[None], c) for c in conditions]),
+        hard_names=np.array(signals.HARD),
+        hard=hard,
+        hard_target=np.concatenate([model.separate(as_float(row)[None], conditions[0]) for row in hard]),
+    )

@@ -1,0 +1,68 @@
+"""Compare a bundle's towers with the laion_clap package itself, which runs in a process and environment of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save_file
+
+from ..runtime.bundle import Bundle
+from ..runtime.errors import ClapsepError, InputError
+from ..runtime.manifest import Gate
+from ..runtime.metrics import cosine
+from ..runtime.separator import Separator
+from .build import Progress
+from .checkpoint import read_checkpoint
+from .gates import judge
+from .golden import Golden, clips_of
+from .hub import fetch
+
+WORKER = Path(__file__).with_name("laion_clap_worker.py")
+
+
+def compare(bundle: Bundle, clap: str | None, python: str, engine: str, progress: Progress) -> tuple[Gate, ...]:
+    """Gates between the bundle's embeddings of golden.npz's captions and clips and laion_clap's.
+
+    Raises:
+        InputError: no CLAP checkpoint, or another than the bundle was built from.
+        ClapsepError: the other environment cannot run laion_clap.
+    """
+    if clap is None:
+        raise InputError("--reference laion_clap needs the CLAP checkpoint that the bundle was built from; give it with --clap")
+    progress("reading the CLAP checkpoint")
+    checkpoint = read_checkpoint(fetch(clap), "clap")
+    if checkpoint.source.sha256 not in {source.sha256 for source in bundle.manifest.sources}:
+        raise InputError(f"--clap {checkpoint.source.name} is not the file that {bundle.path} was built from; give that one")
+    golden = Golden.load(bundle.file(bundle.manifest.golden))
+    progress("running laion_clap")
+    with tempfile.TemporaryDirectory(prefix="clapsep-reference-") as scratch:
+        weights, inputs, outputs = (Path(scratch) / name for name in ("clap.safetensors", "input.npz", "output.npz"))
+        save_file({n.removeprefix("module."): t.contiguous() for n, t in checkpoint.tensors.items()}, weights)
+        waves = {f"wave_{i}": wave for i, wave in enumerate(clips_of(golden))}
+        np.savez(inputs, input_ids=golden.input_ids, attention_mask=golden.attention_mask, **waves)
+        _run([python, "-P", str(WORKER), str(weights), str(inputs), str(outputs)])
+        with np.load(outputs, allow_pickle=False) as data:
+            theirs = {"text_encoder": data["text_embedding"], "audio_encoder": data["audio_embedding"]}
+    separator = Separator(bundle, engine)
+    rate = separator.family.query_sample_rate
+    ours = {
+        "text_encoder": separator.engine("text_encoder").run({"input_ids": golden.input_ids, "attention_mask": golden.attention_mask})["embedding"],
+        "audio_encoder": separator.encode_audio([(wave, rate) for wave in clips_of(golden)]),
+    }
+    worst = {name: float(np.max(1 - cosine(theirs[name], ours[name]))) for name in ours}
+    return tuple(judge(f"{name} against laion_clap", "1 - cosine", value, "fp32", engine) for name, value in worst.items())
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InputError(f"--reference-python {command[0]} cannot be started ({error.strerror}); give an interpreter") from error
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        raise ClapsepError(f"laion_clap did not run in {command[0]}: {reason}")
+    sys.stderr.write(done.stderr if "Traceback" in done.stderr else "")

@@ -1,0 +1,83 @@
+"""Generated weights: value = f(seed, name, shape), the same bytes on every platform.
+
+They pin arithmetic and make small models without training; they separate nothing. Each tensor is drawn from Philox keyed by
+its name, as a sum of four 16-bit integers (near normal), then scaled so that activations stay in the range of a trained model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = "clapsep-gen-v1"
+UNIT = np.float32(np.sqrt(3.0) / 65536.0)  # makes the sum of four uniform 16-bit integers unit variance
+
+# (pattern, shift, scale); a scale in a tuple is divided by sqrt(fan-in). First match wins.
+RULES: list[tuple[str, float, float | tuple[float]]] = [
+    (r"logit_scale_[at]$", 2.6592, 0.05),
+    (r"bn0\.running_mean$", -35.0, 4.0),
+    (r"bn0\.running_var$", 400.0, 60.0),
+    (r"spec_norm\.running_mean$", 1.5, 0.3),
+    (r"spec_norm\.running_var$", 20.0, 4.0),
+    (r"running_mean$", 0.0, 0.1),
+    (r"running_var$", 1.0, 0.2),
+    (r"(LayerNorm|norm\d?|bn0|spec_norm|\.ln)\.weight$|mask_net\.1\.weight$", 1.0, 0.1),
+    (r"(LayerNorm|norm\d?|bn0|spec_norm|\.ln)\.bias$|mask_net\.1\.bias$", 0.0, 0.1),
+    (r"word_embeddings", 0.0, 0.08),
+    (r"(position|token_type)_embeddings", 0.0, 0.02),
+    (r"attention\.self\.(query|key)\.weight$", 0.0, (1.4,)),
+    (r"pooler\.dense\.weight", 0.0, (1.0,)),
+    (r"(text|audio)_(projection|transform).*weight$", 0.0, (1.4,)),
+    (r"relative_position_bias_table$", 0.0, 0.5),
+    (r"lora_A$", 0.0, (1.0,)),
+    (r"lora_B$", 0.0, 1.4),
+    (r"attn\.qkv\.weight$", 0.0, (1.3,)),
+    (r"attn\.proj\.weight$", 0.0, (0.8,)),
+    (r"mlp\.fc2\.weight$", 0.0, (0.9,)),
+    (r"skip_conv\.(gamma|beta)\.weight$", 0.0, 0.55),
+    (r"skip_conv\.gamma\.bias$", 0.6, 0.2),
+    (r"inverse_patch_embed\.proj\.weight$", 0.0, (-1.0,)),  # negative: fan-in is the first axis
+    (r"self_attn\.in_proj_weight$", 0.0, (1.2,)),
+    (r"mask_net\.3\.weight$", 0.0, (1.5,)),
+    (r"mask_net\.3\.bias$", 0.0, 0.3),
+]
+
+
+def canonical(name: str) -> str:
+    """One key per underlying tensor: the separator's audio branch starts as a copy of CLAP's and shares its names."""
+    name = re.sub(r"^(module\.|clap_model\.model\.)", "clap.", name)
+    if name.startswith("audio_branch."):
+        return ("sep." if re.search(r"lora_[AB]$|\.attn\.(qkv|proj)\.bias$", name) else "clap.") + name
+    if name.startswith("decoder_model."):
+        return "sep." + name
+    if re.match(r"(text_branch|(text|audio)_(projection|transform))\.|logit_scale", name):
+        return "clap." + name
+    return name
+
+
+def _scaling(key: str, shape: tuple[int, ...]) -> tuple[np.float32, np.float32]:
+    default = (1.0,) if len(shape) > 1 else 0.05
+    shift, scale = next(((a, b) for pattern, a, b in RULES if re.search(pattern, key)), (0.0, default))
+    if isinstance(scale, tuple):
+        fan = shape[0] if scale[0] < 0 else int(np.prod(shape[1:])) if len(shape) > 1 else 1
+        scale = abs(scale[0]) / np.sqrt(fan)
+    return np.float32(shift), np.float32(scale)
+
+
+def generate(name: str, shape: Iterable[int], seed: int) -> NDArray[np.float32]:
+    """The tensor `name` of `shape`, float32."""
+    shape, key = tuple(shape), canonical(name)
+    words = np.random.Philox(key=int.from_bytes(hashlib.sha256(f"{VERSION}|{seed}|{key}".encode()).digest()[:16], "little"))
+    quarters = words.random_raw(int(np.prod(shape))).astype("<u8").view("<u2").reshape(-1, 4)
+    x = (quarters.sum(1, dtype=np.int32) - np.int32(131070)).astype(np.float32).reshape(shape) * UNIT
+    shift, scale = _scaling(key, shape)
+    x *= scale
+    if shift:
+        x += shift
+    if key.endswith("decoder_model.mask_net.0.weight"):
+        x[:, -64:] *= np.float32(4)  # the columns that depend on the query weigh more
+    return x

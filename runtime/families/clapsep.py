@@ -1,0 +1,106 @@
+"""CLAPSep (Ma et al. 2024, arXiv 2402.17455): magnitude and log-mel in, magnitude mask out, positive and negative query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..audio import resample
+from ..clap import CROPS, ClapFrontEnd
+from ..dsp import Complex, Float32, istft, resample_2_3, stft
+from ..errors import QueryError
+from ..family import Family
+from ..manifest import Manifest
+
+
+@dataclass(frozen=True)
+class ClapsepDsp:
+    """Constants of the separator's own transform and of its CLAP front end, as the manifest's `dsp` holds them.
+
+    The CLAP front end runs at 3/2 of `sample_rate` with 3/2 of `hop`, so both have the same frames.
+    """
+
+    sample_rate: int = 32000
+    window_samples: int = 320000
+    n_fft: int = 1024
+    hop: int = 320
+    mel_n_fft: int = 1024
+    n_mels: int = 64
+    fmin: float = 50.0
+    fmax: float = 14000.0
+
+    def __post_init__(self) -> None:
+        sizes = (self.sample_rate, self.window_samples, self.n_fft, self.hop, self.mel_n_fft, self.n_mels)
+        if any(type(size) is not int or not 0 < size < 1 << 30 for size in sizes):
+            raise ValueError(f"dsp sizes must be positive integers: {self}")
+        if self.window_samples <= self.n_fft or self.hop % 2 or self.sample_rate % 2 or self.window_samples % 2:
+            raise ValueError(f"dsp sizes do not fit together: {self}")
+        if not 0 <= self.fmin < self.fmax <= 0.75 * self.sample_rate:
+            raise ValueError(f"dsp frequencies do not fit together: {self}")
+
+    @property
+    def frames(self) -> int:
+        return self.window_samples // self.hop + 1
+
+    @property
+    def bins(self) -> int:
+        return self.n_fft // 2 + 1
+
+    @property
+    def front_end(self) -> ClapFrontEnd:
+        rate, samples, hop = (3 * size // 2 for size in (self.sample_rate, self.window_samples, self.hop))
+        return ClapFrontEnd(rate, samples, self.mel_n_fft, hop, self.n_mels, self.fmin, self.fmax)
+
+
+class Clapsep(Family):
+    """CLAPSep bound to one bundle's constants."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.dsp = ClapsepDsp(**{f.name: manifest.dsp[f.name] for f in fields(ClapsepDsp)})
+        self.front_end = self.dsp.front_end
+        self.sample_rate, self.window_samples = self.dsp.sample_rate, self.dsp.window_samples
+        self.query_sample_rate, self.query_samples = self.front_end.sample_rate, self.front_end.clip_samples
+        self.embedding_size = int(manifest.condition["embedding_size"])
+        self.condition_size = 2 * self.embedding_size
+        self.normalize = bool(manifest.condition["normalize"])
+        self.crop, self.int16 = str(manifest.query["crop"]), bool(manifest.query["int16_round_trip"])
+
+    def features(self, windows: Float32) -> tuple[dict[str, Float32], Complex]:
+        """Paper section III-A: magnitude at 32 kHz for the mask net, log-mel at 48 kHz for the encoder."""
+        spectrum = stft(windows, self.dsp.n_fft, self.dsp.hop)
+        log_mel = self.front_end.log_mel(resample_2_3(windows))
+        return {"magnitude": np.abs(spectrum).astype(np.float32), "log_mel": log_mel}, spectrum
+
+    def reconstruct(self, maps: Mapping[str, NDArray[Any]], context: Complex) -> Float32:
+        """Mask times the mixture's spectrum; three-part masks also rotate its phase."""
+        mask: NDArray[Any] = maps["mask"]
+        if "mask_cos" in maps:
+            mask = mask * (maps["mask_cos"] + 1j * maps["mask_sin"])
+        return istft(context * mask, self.dsp.n_fft, self.dsp.hop, self.window_samples)
+
+    def condition(self, positive: Float32 | None, negative: Float32 | None, *, normalize: bool | None) -> Float32:
+        """Positive and negative embedding side by side, zeros for a missing one, as one unit vector if `normalize`.
+
+        Training normalises (the default of published bundles); the paper's evaluation script does not.
+        """
+        if positive is None and negative is None:
+            raise QueryError("neither a positive nor a negative query was given; say what to extract or what to remove")
+        empty = np.zeros(self.embedding_size, np.float32)
+        joined = np.concatenate([empty if half is None else half for half in (positive, negative)])
+        if self.normalize if normalize is None else normalize:
+            joined = joined / max(float(np.linalg.norm(joined)), 1e-12)
+        return joined.astype(np.float32)
+
+    def query_features(self, waveform: Float32, sample_rate: int, crop: str | None) -> Float32:
+        policy = crop or self.crop
+        if policy not in CROPS:
+            raise QueryError(f"there is no crop policy '{policy}'; choose one of: {', '.join(CROPS)}")
+        at_rate = resample(waveform, sample_rate, self.front_end.sample_rate)
+        return self.front_end.log_mel(self.front_end.clips(at_rate, policy, int16=self.int16))
+
+
+FAMILY = Clapsep

@@ -1,0 +1,170 @@
+"""manifest.json as frozen dataclasses, read strictly and written canonically. `docs/bundle.md` is the normative text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from ..engines.engine import TensorSpec
+from .errors import ManifestError, SchemaVersionError
+
+FORMAT = "clapsep-bundle"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the bundle: POSIX path relative to the bundle, size in bytes, lower-case hex SHA-256."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class GraphEntry:
+    """One ONNX graph; `data` holds its weights, `fp32_nodes` the nodes kept in float32 at lower precisions."""
+
+    graph: FileEntry
+    data: FileEntry | None
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: str
+    opset: int
+    nodes: int
+    fp32_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that the bundle was made from."""
+
+    role: str
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One check with its limit: `measured` must be at least (`>=`) or at most (`<=`) `threshold`; None is NaN or infinite."""
+
+    engine: str
+    stage: str
+    metric: str
+    relation: str
+    threshold: float
+    measured: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled engine for one graph: engine kind and version, and the device that it is for."""
+
+    graph: str
+    kind: str
+    version: str
+    device: str
+    precision: str
+    plan: FileEntry
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything needed to decide whether and how to run a bundle."""
+
+    family: str
+    variant: dict[str, Any]
+    weights: str
+    sources: tuple[Source, ...]
+    toolchain: dict[str, str]
+    dsp: dict[str, Any]
+    condition: dict[str, Any]
+    query: dict[str, Any]
+    max_batch: int
+    graphs: dict[str, GraphEntry]
+    tokenizer: FileEntry | None
+    golden: FileEntry
+    gates: tuple[Gate, ...]
+    plans: tuple[Plan, ...] = ()
+    format: str = FORMAT
+    schema_version: int = SCHEMA_VERSION
+
+    def files(self) -> list[FileEntry]:
+        """Every file that the manifest vouches for."""
+        graphs = [entry for g in self.graphs.values() for entry in (g.graph, g.data) if entry is not None]
+        rest = [entry for entry in (self.tokenizer, self.golden) if entry is not None]
+        return graphs + rest + [plan.plan for plan in self.plans]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def parse_manifest(text: str | bytes, where: str) -> Manifest:
+    """Read a manifest; `where` names it in errors. Unknown fields are ignored.
+
+    Raises:
+        ManifestError: not JSON, or a field is missing or mistyped (the message gives its path).
+        SchemaVersionError: a schema version that this code does not know.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{where} is not valid JSON ({error}); build the bundle again") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ManifestError(f"{where} is not the manifest of a {FORMAT}; give the directory that clapsep-export build wrote")
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"{where} has schema version {data.get('schema_version')!r} and this version reads {SCHEMA_VERSION}; "
+            "install the clapsep-export that wrote it, or build the bundle again"
+        )
+    return _decode(Manifest, data, where)
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """`value` as an instance of the annotated type `kind`; raises ManifestError with the field's path."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return _decode_union(args, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    name = {tuple: "list"}.get(origin, origin or kind).__name__
+    raise ManifestError(f"{where} must be a {name}, not {type(value).__name__}; build the bundle again")
+
+
+def _decode_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    if types.NoneType in options:
+        return _decode(next(option for option in options if option is not types.NoneType), value, where)
+    if type(value) in options:
+        return value
+    raise ManifestError(f"{where} must be one of {[o.__name__ for o in options]}, not {type(value).__name__}; build the bundle again")
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ManifestError(f"{where} must be an object, not {type(value).__name__}; build the bundle again")
+    hints = typing.get_type_hints(kind)
+    fields = {}
+    for f in dataclasses.fields(kind):
+        if f.name in value:
+            fields[f.name] = _decode(hints[f.name], value[f.name], f"{where}: {f.name}" if kind is Manifest else f"{where}.{f.name}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ManifestError(f"{where} lacks the field '{f.name}'; build the bundle again")
+    return kind(**fields)

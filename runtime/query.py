@@ -1,0 +1,127 @@
+"""Queries: what to extract or to remove, said by text, by example sounds, or by both."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import check_samples, read_audio, to_mono
+from .dsp import Float32
+from .errors import QueryError
+from .family import Family
+from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ..engines import Engine
+
+log = logging.getLogger(__name__)
+Clip = str | Path | tuple[NDArray[Any], int]
+CACHE_SIZE = 1024  # embeddings; 2 kB each
+
+
+@dataclass(frozen=True)
+class Query:
+    """One side of a question.
+
+    `text`: a caption such as "a dog barking"; `audio`: example clips, each a path or (samples [n] or [channels, n], sample
+    rate); several are averaged (the paper's multi-shot query). With both, the embedding is alpha · audio + (1 - alpha) · text.
+    """
+
+    text: str | None = None
+    audio: Sequence[Clip] = ()
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if isinstance(self.audio, str | Path | tuple):
+            raise QueryError("Query.audio must be a list of clips; put a single clip into a list")
+        if not 0 <= self.alpha <= 1:
+            raise QueryError(f"alpha is {self.alpha}; give a weight from 0 (text only) to 1 (audio only)")
+
+    @property
+    def empty(self) -> bool:
+        """Nothing asked: a missing query is a zero vector, never the embedding of an empty text."""
+        return not (self.text and self.text.strip()) and not self.audio
+
+
+def as_query(value: Query | str | None) -> Query:
+    """A plain text is a text query, None is an empty one."""
+    if isinstance(value, Query):
+        return value
+    if value is None or isinstance(value, str):
+        return Query(text=value)
+    raise QueryError(f"a query is a text or a Query, not {type(value).__name__}")
+
+
+class QueryEncoder:
+    """Embeds queries with a bundle's two towers; every embedding is computed once. Safe for several threads."""
+
+    def __init__(
+        self, family: Family, tokenizer: Callable[[], Tokenizer], engine: Callable[[str], Engine], crop: str | None = None
+    ) -> None:
+        self._family, self._tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
+        self._cache: OrderedDict[str, Float32] = OrderedDict()
+        self._lock = Lock()
+
+    def text(self, texts: Sequence[str]) -> Float32:
+        """Unit embeddings [n, embedding] of n texts."""
+        return np.stack([self._cached("text:" + text, lambda t=text: self._encode_text(t)) for text in texts])
+
+    def audio(self, clips: Sequence[Clip]) -> Float32:
+        """Unit embeddings [n, embedding] of n clips."""
+        return np.stack([self._audio(clip) for clip in clips])
+
+    def embed(self, query: Query) -> Float32 | None:
+        """Embedding [embedding] of a query, None for an empty one. Mixed and averaged vectors are not normalised again."""
+        has_text = bool(query.text and query.text.strip())
+        if query.empty:
+            return None
+        text = self.text([query.text or ""])[0] if has_text and not (query.audio and query.alpha == 1) else None
+        audio = self.audio(query.audio).mean(0) if query.audio and not (has_text and query.alpha == 0) else None
+        if text is None or audio is None:
+            return text if audio is None else audio
+        return (query.alpha * audio + (1 - query.alpha) * text).astype(np.float32)
+
+    def _encode_text(self, text: str) -> Float32:
+        tokenizer = self._tokenizer()
+        if tokenizer.truncates(text):
+            log.warning("query of %d characters is longer than %d tokens; only its beginning counts", len(text), tokenizer.context)
+        ids, mask = tokenizer.encode([text])
+        return self._engine("text_encoder").run({"input_ids": ids, "attention_mask": mask})["embedding"][0]
+
+    def _audio(self, clip: Clip) -> Float32:
+        if isinstance(clip, str | Path):
+            audio = read_audio(clip)
+            samples, rate = audio.samples, audio.sample_rate
+        else:
+            samples, rate = check_samples(clip[0], clip[1], "an audio query"), clip[1]
+        mono = np.ascontiguousarray(to_mono(samples))
+        key = f"audio:{rate}:{hashlib.sha256(mono.tobytes()).hexdigest()}"
+        return self._cached(key, lambda: self._encode_audio(mono, rate))
+
+    def _encode_audio(self, mono: Float32, rate: int) -> Float32:
+        log_mels = self._family.query_features(mono, rate, self._crop)
+        engine = self._engine("audio_encoder")
+        embeddings = [engine.run({"log_mel": log_mel[None]})["embedding"][0] for log_mel in log_mels]
+        return np.mean(embeddings, axis=0, dtype=np.float32)
+
+    def _cached(self, key: str, compute: Callable[[], Float32]) -> Float32:
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        value = compute()
+        value.setflags(write=False)
+        with self._lock:
+            self._cache[key] = value
+            while len(self._cache) > CACHE_SIZE:
+                self._cache.popitem(last=False)
+        return value

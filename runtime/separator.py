@@ -1,0 +1,156 @@
+"""The Separator: a bundle, one engine kind, and audio in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engines import Engine, EngineOptions, open_engine
+from .audio import check_samples, fit_length, headroom_gain, resample
+from .bundle import Bundle
+from .dsp import Float32
+from .errors import QueryError
+from .family import open_family
+from .query import Clip, Query, QueryEncoder, as_query
+from .tokenizer import Tokenizer
+from .windows import process_windows
+
+OVERLAP_SECONDS = 1.0
+
+
+class Separator:
+    """Runs a bundle.
+
+    Args:
+        bundle: directory written by `clapsep-export build`.
+        engine: engine kind; there is no fallback to another.
+        threads: engine threads, None for one per physical core.
+        normalize: override the bundle's rule whether the condition is a unit vector.
+        crop: override the bundle's rule for audio queries longer than the model's window: start, center, loudest, average.
+        overlap: seconds that neighbouring windows share.
+
+    Graphs are loaded when first used. One instance may be shared by threads.
+
+    Raises:
+        BundleError, EngineUnavailable, EngineError
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path | Bundle,
+        engine: str = "onnxruntime",
+        *,
+        threads: int | None = None,
+        normalize: bool | None = None,
+        crop: str | None = None,
+        overlap: float = OVERLAP_SECONDS,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.family = open_family(self.bundle.manifest)
+        self.engine_kind, self._options, self._normalize = engine, EngineOptions(threads), normalize
+        limit = self.family.window_samples / self.family.sample_rate / 2
+        if not 0 <= overlap <= limit:
+            raise QueryError(f"an overlap of {overlap} s does not fit the model's window; give 0 to {limit:g} s")
+        self._overlap = round(overlap * self.family.sample_rate)
+        self._engines: dict[str, Engine] = {}
+        self._lock = Lock()
+        self._queries = QueryEncoder(self.family, lambda: self.tokenizer, self.engine, crop)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        entry = self.bundle.manifest.tokenizer
+        if entry is None:
+            raise QueryError(f"{self.bundle.path} has no tokenizer, so it takes no text queries; give audio queries")
+        return Tokenizer(self.bundle.file(entry), int(self.bundle.manifest.query["context"]))
+
+    def engine(self, graph: str) -> Engine:
+        """The engine of one graph, loaded on first use after its files have been checked."""
+        with self._lock:
+            if graph not in self._engines:
+                self._engines[graph] = open_engine(self.engine_kind, self.bundle.graph(graph), self._options)
+            return self._engines[graph]
+
+    def encode_text(self, texts: Sequence[str]) -> Float32:
+        """n texts → unit embeddings [n, embedding]."""
+        return self._queries.text(texts)
+
+    def encode_audio(self, clips: Sequence[Clip]) -> Float32:
+        """n clips, each a path or (samples, sample rate) → unit embeddings [n, embedding]."""
+        return self._queries.audio(clips)
+
+    def condition(self, positive: Query | str | None = None, negative: Query | str | None = None) -> Float32:
+        """The family's condition vector for a query pair: clapsep [2 · embedding].
+
+        Raises:
+            QueryError: both queries are empty.
+        """
+        embeddings = [self._queries.embed(as_query(query)) for query in (positive, negative)]
+        return self.family.condition(*embeddings, normalize=self._normalize)
+
+    def mask(self, windows: NDArray[Any], condition: Float32) -> Float32:
+        """Mask [B, frames, bins] for windows [B, window_samples] at the model's rate."""
+        inputs, _ = self.family.features(np.asarray(windows, np.float32))
+        return self.maps(inputs, condition)["mask"]
+
+    def separate(
+        self,
+        mixture: NDArray[Any],
+        sample_rate: int,
+        positive: Query | str | None = None,
+        negative: Query | str | None = None,
+        *,
+        condition: Float32 | None = None,
+    ) -> Float32:
+        """Extract what `positive` asks for and `negative` does not from `mixture`.
+
+        Args:
+            mixture: [n] or [channels, n], float in [-1, 1] or signed integers, n ≥ 1; never modified.
+            sample_rate: of mixture and result, in Hz.
+            condition: a precomputed condition in place of the two queries.
+
+        Returns:
+            float32 of the mixture's shape; every channel is separated with the same condition.
+
+        Raises:
+            AudioError, QueryError, EngineError
+        """
+        samples = check_samples(mixture, sample_rate, "the mixture")
+        if condition is None:
+            condition = self.condition(positive, negative)
+        elif positive is not None or negative is not None:
+            raise QueryError("both a condition and a query were given; give one of them")
+        condition = self._checked_condition(condition)
+        gain = np.float32(headroom_gain(samples))  # the model knows mixtures within [-1, 1]
+        channels = [self._separate_channel(channel * gain, sample_rate, condition) for channel in np.atleast_2d(samples)]
+        return (np.stack(channels) / gain).reshape(samples.shape)
+
+    def _separate_channel(self, x: Float32, sample_rate: int, condition: Float32) -> Float32:
+        at_rate = resample(x, sample_rate, self.family.sample_rate)
+        target = process_windows(
+            at_rate, self.family.window_samples, self._overlap, lambda windows: self.separate_windows(windows, condition)
+        )
+        return fit_length(resample(target, self.family.sample_rate, sample_rate), len(x))
+
+    def separate_windows(self, windows: Float32, condition: Float32) -> Float32:
+        """Windows [B, window_samples] at the model's rate → target windows of the same shape, no scaling."""
+        inputs, context = self.family.features(windows)
+        return self.family.reconstruct(self.maps(inputs, condition), context)
+
+    def maps(self, inputs: dict[str, Float32], condition: Float32) -> dict[str, NDArray[Any]]:
+        """Run the separator graph on features [B, …] with one condition for all rows; returns its outputs by name."""
+        batch = len(next(iter(inputs.values())))
+        rows = np.broadcast_to(condition, (batch, len(condition)))
+        return self.engine("separator").run({**inputs, "condition": np.ascontiguousarray(rows)})
+
+    def _checked_condition(self, condition: NDArray[Any]) -> Float32:
+        vector = np.asarray(condition, np.float32)
+        if vector.shape != (self.family.condition_size,) or not np.isfinite(vector).all():
+            wanted = self.family.condition_size
+            raise QueryError(f"a condition must be {wanted} finite values, not shape {list(vector.shape)}; use Separator.condition")
+        return vector
