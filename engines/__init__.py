@@ -4,4 +4,13 @@ from .engine import Engine, EngineOptions, TensorSpec
 from .errors import ClapsepError, EngineError, EngineUnavailable
 from .select import KINDS, open_engine
 
-__all__ = ["KINDS", "ClapsepError", "Engine", "EngineError", "EngineOptions", "EngineUnavailable", "TensorSpec", "open_engine"]
+__all__ = [
+    "KINDS",
+    "ClapsepError",
+    "Engine",
+    "EngineError",
+    "EngineOptions",
+    "EngineUnavailable",
+    "TensorSpec",
+    "open_engine",
+]

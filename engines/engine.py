@@ -48,7 +48,7 @@ class Engine(ABC):
         """Run the graph once.
 
         Raises:
-            EngineError: an input is missing, surplus, or has another dtype or shape than the graph declares, or the engine failed.
+            EngineError: an input is missing, surplus, or not of the declared dtype and shape, or the engine failed.
         """
         self._check(inputs)
         return self._run(inputs)

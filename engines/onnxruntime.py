@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ PROVIDER = "CPUExecutionProvider"
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
-def _specs(nodes: list[Any]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(n.name, DTYPES.get(n.type, n.type), tuple(n.shape)) for n in nodes)
+def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(n.name, DTYPES.get(n.type, str(n.type)), tuple(n.shape)) for n in nodes)
 
 
 class OnnxRuntimeEngine(Engine):

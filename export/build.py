@@ -40,6 +40,7 @@ class Request:
     checkpoint: str | None = None
     tokenizer: str | None = None
     demo: bool = False
+    precision: str = "fp32"
     engines: tuple[str, ...] = ("onnxruntime",)
     max_batch: int = 4
     force: bool = False
@@ -58,7 +59,7 @@ def build(out: Path, request: Request, progress: Progress) -> Manifest:
     with _staging(out) as root:
         manifest = _fill(root, request, progress)
         progress("publishing")
-        _publish(root, out, force=request.force)
+        publish(root, out, force=request.force)
     return manifest
 
 
@@ -79,7 +80,7 @@ def _refuse(out: Path, request: Request) -> None:
 def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
     with tempfile.TemporaryDirectory(prefix="clapsep-demo-") as scratch:
         model, manifest = _open(root, Path(scratch), request, progress)
-        manifest = _export(root, model, manifest, progress)
+        manifest = _export(root, model, manifest, request.precision, progress)
     progress("reference outputs in PyTorch")
     manifest = _write_golden(root, model, manifest)
     (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -121,7 +122,7 @@ def _open(root: Path, scratch: Path, request: Request, progress: Progress) -> tu
     )
 
 
-def _export(root: Path, model: Model, manifest: Manifest, progress: Progress) -> Manifest:
+def _export(root: Path, model: Model, manifest: Manifest, precision: str, progress: Progress) -> Manifest:
     metadata = {
         "family": manifest.family,
         "variant": manifest.variant,
@@ -135,7 +136,7 @@ def _export(root: Path, model: Model, manifest: Manifest, progress: Progress) ->
     graphs = {}
     for spec in model.graphs():
         progress(f"exporting {spec.name}")
-        graphs[spec.name] = export_graph(spec, root, {**metadata, "graph": spec.name, "precision": "fp32"})
+        graphs[spec.name] = export_graph(spec, root, {**metadata, "graph": spec.name, "precision": precision})
     return replace(manifest, graphs=graphs)
 
 
@@ -171,7 +172,7 @@ def _staging(out: Path) -> Iterator[Path]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _publish(root: Path, out: Path, *, force: bool) -> None:
+def publish(root: Path, out: Path, *, force: bool) -> None:
     """Give the finished directory its name; an old bundle steps aside first and comes back if that fails."""
     if not out.exists():
         os.rename(root, out)

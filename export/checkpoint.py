@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -21,12 +20,21 @@ from ..runtime.manifest import Source
 
 Tensors = dict[str, Tensor]
 
+# How torch words a refusal: with or without the kind of thing, with or without a module.
+REFUSED = re.compile(r"Unsupported (?:global|class).*?([A-Za-z_][\w.]*) was not|(?:GLOBAL|class|function) [`'\"]?([A-Za-z_][\w.]*\.\w+)")
+
+# Recomputed from the sizes, never read: DSP kernels, index tables, masks, counters.
+DERIVED = re.compile(
+    r"(^|\.)i?stft\.|logmel_extractor\.melW$|relative_position_index$|attn_mask$|position_ids$|num_batches_tracked$|^resampler\."
+)
+
 # What a pickle may refer to besides tensors and plain containers, under the names that numpy 1 and 2 give it.
+MAKERS: list[tuple[str, Any]] = [("scalar", np.float64(0)), ("_reconstruct", np.zeros(1))]
 NUMPY = [
     np.ndarray,
     np.dtype,
     *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"),
-    *((getattr(np._core.multiarray, n), f"numpy.{c}.multiarray.{n}") for c in ("core", "_core") for n in ("scalar", "_reconstruct")),
+    *((made.__reduce__()[0], f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, made in MAKERS),
 ]
 
 
@@ -60,7 +68,9 @@ def read_checkpoint(path: str | Path, role: str) -> Checkpoint:
 def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(9)
-    return path.suffix == ".safetensors" or (len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size)
+    return path.suffix == ".safetensors" or (
+        len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+    )
 
 
 def _read_safetensors(path: Path, role: str) -> tuple[Tensors, dict[str, Any]]:
@@ -86,7 +96,7 @@ def _read_torch(path: Path, role: str) -> Tensors:
     try:
         with torch.serialization.safe_globals(NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
+    except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
         raise CheckpointError(f"--{role} {path} {_why(str(error))}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -109,11 +119,12 @@ def _check_archive(path: Path, role: str) -> None:
 
 def _why(message: str) -> str:
     """One sentence out of torch's explanation of a refused or damaged pickle."""
-    refused = re.search(r"(?:GLOBAL|global:?|class|function) [`'\"]?([A-Za-z_][\w.]*\.\w+)", message)
+    refused = REFUSED.search(message)
     if refused:
-        name = refused.group(1)
+        name = refused.group(1) or refused.group(2)
         return f"refers to {name}, which is not loaded because it could run code; save the bare tensors as safetensors"
-    return f"is damaged or not a checkpoint ({message.strip().splitlines()[0][:200]}); download it again"
+    reason = next(iter(message.strip().splitlines()), "it ends too early")
+    return f"is damaged or not a checkpoint ({reason[:200]}); download it again"
 
 
 class Problems:

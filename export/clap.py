@@ -32,6 +32,10 @@ class TextConfig:
     positions: int = 514
     context: int = 77
 
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.layers < 1 or self.hidden % self.heads or self.positions < self.context + PAD + 1:
+            raise ValueError(f"text encoder sizes do not fit together: {self}")
+
 
 @dataclass(frozen=True)
 class ClapConfig:
@@ -124,7 +128,7 @@ class TextBranch(nn.Module):
         self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden, config.hidden)})
 
     def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        mask = ((1 - attention_mask).to(self.pooler["dense"].weight.dtype) * MASKED)[:, None, None, :]
+        mask = ((1 - attention_mask).float() * MASKED)[:, None, None, :]
         x = self.embeddings(ids)
         layers = list(self.encoder["layer"])  # pyright: ignore[reportArgumentType]
         for layer in layers[:-1]:
@@ -134,7 +138,7 @@ class TextBranch(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """input_ids, attention_mask int64 [B, context] → text embedding [B, embedding], unit norm (spec section 7)."""
+    """input_ids, attention_mask int64 [B, context] → text embedding [B, embedding], unit norm."""
 
     def __init__(self, config: ClapConfig) -> None:
         super().__init__()
@@ -161,7 +165,7 @@ def bicubic_matrix(rows: int, target: int) -> NDArray[np.float32]:
 
 
 class AudioEncoder(nn.Module):
-    """Log-mel in dB of a query clip, before bn0, [B, frames, n_mels] → audio embedding [B, embedding], unit norm (spec section 8)."""
+    """Log-mel in dB of a query clip, before bn0, [B, frames, n_mels] → audio embedding [B, embedding], unit norm."""
 
     resize: Tensor
 

@@ -36,6 +36,10 @@ class SeparatorConfig:
     lora_rank: int = 16
     lora_alpha: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.attention % self.mask_heads or len(self.depths) != len(self.clap.audio.depths):
+            raise ValueError(f"separator sizes do not fit together: {self}")
+
     @property
     def condition(self) -> int:
         """Positive and negative embedding side by side."""
@@ -65,6 +69,8 @@ class Film(nn.Module):
 class PatchExpand(nn.Module):
     """The inverse of PatchMerging: [B, grid², C] → [B, 4 grid², C / 2], in the window order of the finer grid."""
 
+    index: Tensor
+
     def __init__(self, dim: int, grid: int, window: int, next_window: int) -> None:
         super().__init__()
         self.expand, self.norm = nn.Linear(dim, 2 * dim, bias=False), nn.LayerNorm(dim // 2)
@@ -85,7 +91,14 @@ class DecoderStage(nn.Module):
         )
         self.blocks = nn.Sequential(
             *(
-                SwinBlock(config.dim(stage), config.heads[stage], grid, window, shifted=bool(j % 2), mlp_ratio=config.mlp_ratio)
+                SwinBlock(
+                    config.dim(stage),
+                    config.heads[stage],
+                    grid,
+                    window,
+                    shifted=bool(j % 2),
+                    mlp_ratio=config.mlp_ratio,
+                )
                 for j in range(depth)
             )
         )

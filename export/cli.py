@@ -40,11 +40,29 @@ class Stages:
 @click.argument("out", metavar="OUT.clapsep", type=PATH)
 @click.option("--clap", metavar="FILE", help="CLAP checkpoint (path or hf://owner/repo/path).")
 @click.option("--checkpoint", metavar="FILE", help="CLAPSep checkpoint: published, raw training, or safetensors (path or hf://…).")
-@click.option("--tokenizer", metavar="DIR|FILE", help="RoBERTa's tokenizer.json, or vocab.json and merges.txt.  [default: from the hub]")
+@click.option(
+    "--tokenizer",
+    metavar="DIR|FILE",
+    help="RoBERTa's tokenizer.json, or vocab.json and merges.txt.  [default: from the hub]",
+)
 @click.option("--demo", is_flag=True, help="A small model with generated weights in place of the checkpoints.")
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
-@click.option("--engine", "engines", type=click.Choice(KINDS), multiple=True, default=["onnxruntime"], show_default=True, help="Gates run on these.")
-@click.option("--max-batch", type=click.IntRange(1, 256), default=4, show_default=True, help="Largest batch that plans are made for.")
+@click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(KINDS),
+    multiple=True,
+    default=["onnxruntime"],
+    show_default=True,
+    help="Gates run on these.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 256),
+    default=4,
+    show_default=True,
+    help="Largest batch that plans are made for.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 def build(
     out: Path,
@@ -62,7 +80,7 @@ def build(
     from .build import build as run
     from .gates import table
 
-    manifest = run(out, Request(clap, checkpoint, tokenizer, demo, engines, max_batch, force), Stages())
+    manifest = run(out, Request(clap, checkpoint, tokenizer, demo, precision, engines, max_batch, force), Stages())
     click.echo(table(manifest.gates))
     if manifest.weights == "generated":
         click.echo("note: the weights are generated, not trained; this bundle runs but does not separate", err=True)
@@ -73,10 +91,23 @@ def build(
 @click.argument("bundle", type=PATH)
 @click.option("--engine", "engines", type=click.Choice(KINDS), multiple=True, default=["onnxruntime"], show_default=True)
 @click.option("--reference", type=click.Choice(["laion_clap"]), help="Also compare the towers with this package's own.")
-@click.option("--reference-python", metavar="PYTHON", default="python3", show_default=True, help="Interpreter that has the package.")
+@click.option(
+    "--reference-python",
+    metavar="PYTHON",
+    default="python3",
+    show_default=True,
+    help="Interpreter that has the package.",
+)
 @click.option("--clap", metavar="FILE", help="The CLAP checkpoint the bundle was built from, for --reference.")
 @click.option("--json", "as_json", is_flag=True, help="Print the gates as JSON.")
-def verify(bundle: Path, engines: tuple[str, ...], reference: str | None, reference_python: str, clap: str | None, as_json: bool) -> None:
+def verify(
+    bundle: Path,
+    engines: tuple[str, ...],
+    reference: str | None,
+    reference_python: str,
+    clap: str | None,
+    as_json: bool,
+) -> None:
     """Check a bundle's files and run its gates again on this machine."""
     from .build import measure
     from .gates import require, table

@@ -34,9 +34,7 @@ CONFIG = SeparatorConfig(
 DSP = ClapsepDsp(window_samples=80000)
 
 
-def write_demo(
-    folder: Path, config: SeparatorConfig = CONFIG, dsp: ClapsepDsp = DSP, seed: int = SEED
-) -> tuple[Path, Path, Path]:
+def write_demo(folder: Path, config: SeparatorConfig = CONFIG, dsp: ClapsepDsp = DSP, seed: int = SEED) -> tuple[Path, Path, Path]:
     """Write the checkpoint pair and the tokenizer into `folder`, laid out as published ones; returns their paths."""
     with torch.device("meta"):
         towers = {**TextEncoder(config.clap).state_dict(), **AudioEncoder(config.clap, dsp.frames).state_dict()}

@@ -34,7 +34,7 @@ Measurement = tuple[str, str, float]  # stage, metric, measured
 def judge(stage: str, metric: str, measured: float, precision: str, engine: str) -> Gate:
     """One line of the table; a value that is not finite fails."""
     relation, limits = LIMITS[metric]
-    limit = limits[precision]
+    limit = float(limits[precision])
     finite = bool(np.isfinite(measured))
     passed = finite and (measured >= limit if relation == ">=" else measured <= limit)
     return Gate(engine, stage, metric, relation, limit, float(measured) if finite else None, passed)
@@ -45,8 +45,7 @@ def _text(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     if separator.bundle.manifest.tokenizer is not None:
         ids, mask = separator.tokenizer.encode([str(caption) for caption in golden.captions])
         yield stage, "token ids differing", int(np.sum((ids != golden.input_ids) | (mask != golden.attention_mask)))
-    inputs = {"input_ids": golden.input_ids, "attention_mask": golden.attention_mask}
-    embedding = separator.engine(stage).run(inputs)["embedding"]
+    embedding = separator.engine(stage).run(golden.tokens)["embedding"]
     yield from _embedding(stage, golden.text_embedding, embedding)
     wanted, found = (cosine(e[:, None], e[None]) for e in (golden.text_embedding, embedding))
     yield stage, "caption cosines, max error", float(np.max(np.abs(wanted - found)))
@@ -67,14 +66,15 @@ def _audio(separator: Separator, golden: Golden) -> Iterator[Measurement]:
 
 def _separation(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     """End to end, from mixture and query to waveform, the queries embedded by the engine under test."""
-    embeddings = [*separator.engine("text_encoder").run({"input_ids": golden.input_ids, "attention_mask": golden.attention_mask})["embedding"]]
+    embeddings = [*separator.engine("text_encoder").run(golden.tokens)["embedding"]]
     embeddings += [*separator.engine("audio_encoder").run({"log_mel": golden.log_mel})["embedding"]]
     window = as_float(golden.mixture)[None]
     for pair, target in zip(golden.pairs, golden.target, strict=True):
         halves = [None if i < 0 else embeddings[i] for i in pair]
         condition = separator.family.condition(*halves, normalize=None)
         found = separator.separate_windows(window, condition)[0]
-        stage = f"separator {'P' if pair[0] >= 0 else ''}{'N' if pair[1] >= 0 else ''}{' audio' if max(pair) >= len(golden.captions) else ''}"
+        sides = "".join(side for side, row in zip("PN", pair, strict=True) if row >= 0)
+        stage = f"separator {sides}{' audio' if max(pair) >= len(golden.captions) else ''}"
         yield stage, "waveform SNR dB", snr(target, found)
         yield stage, "SI-SDR dB", si_sdr(target, found)
 

@@ -33,8 +33,8 @@ class Golden:
     """Inputs and outputs of the reference in float32; waveforms as int16 where they are inputs.
 
     text: ids and mask [n, context], embedding [n, e]. audio: log-mel [k, frames, mels], embedding [k, e].
-    Pairs: (positive, negative) rows, -1 for none, [p, 2] into text then audio embeddings, condition [p, c], target [p, window] of the mixture.
-    Hard signals: [h, window] int16, target [h, window] with the first pair's condition.
+    Pairs [p, 2]: rows of the positive and negative embedding, text before audio, -1 for none; condition [p, c], target
+    [p, window] of the mixture. Hard signals: [h, window] int16, target [h, window] with the first pair's condition.
     """
 
     captions: NDArray[Any]
@@ -52,6 +52,11 @@ class Golden:
     hard_names: NDArray[Any]
     hard: NDArray[np.int16]
     hard_target: Float32
+
+    @property
+    def tokens(self) -> dict[str, Ids]:
+        """The text encoder's inputs."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
     def save(self, path: Path) -> None:
         np.savez_compressed(path, **{f.name: getattr(self, f.name) for f in fields(self)})

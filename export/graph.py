@@ -50,8 +50,10 @@ def export_graph(spec: GraphSpec, root: Path, metadata: Mapping[str, Any]) -> Gr
             program.model.metadata_props.update({key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
             program.save(path, external_data=True)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"{spec.name} cannot be exported ({str(error).splitlines()[0]}); report it with the versions of torch and onnx") from error
-    return inspect_graph(root, spec.name)
+        raise ExportError(
+            f"{spec.name} cannot be exported ({str(error).splitlines()[0]}); report it with the versions of torch and onnx"
+        ) from error
+    return inspect_graph(root, spec.name, metadata["precision"])
 
 
 def _strip(model: Any) -> None:
@@ -92,7 +94,7 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def inspect_graph(root: Path, name: str, precision: str = "fp32") -> GraphEntry:
+def inspect_graph(root: Path, name: str, precision: str) -> GraphEntry:
     """Check a written graph and describe it.
 
     Raises:
@@ -123,4 +125,4 @@ def _tensor_spec(value: onnx.ValueInfoProto, where: str) -> TensorSpec:
     shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
     if shape[0] != "batch" or not all(isinstance(size, int) and size > 0 for size in shape[1:]) or tensor.elem_type not in DTYPES:
         raise ExportError(f"{where}: {value.name} is {shape}, not [batch, fixed sizes]; report it")
-    return TensorSpec(value.name, DTYPES[tensor.elem_type], shape)
+    return TensorSpec(value.name, DTYPES[tensor.elem_type], shape)  # pyright: ignore[reportArgumentType]

@@ -112,6 +112,10 @@ def shift_mask(grid: int, window: int, shift: int) -> NDArray[np.float32]:
 class WindowAttention(nn.Module):
     """Attention inside windows with relative position bias; tokens [B, windows · w², C] in (shifted) window order."""
 
+    index: Tensor
+    mask: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, dim: int, heads: int, grid: int, window: int, shift: int, lora_rank: int, lora_alpha: float) -> None:
         super().__init__()
         self.heads, self.tokens, self.windows = heads, window * window, (grid // window) ** 2
@@ -158,8 +162,20 @@ class Mlp(nn.Module):
 class SwinBlock(nn.Module):
     """One Swin transformer block on tokens [B, grid², C] in window order."""
 
+    there: Tensor | None
+    back: Tensor | None
+
     def __init__(
-        self, dim: int, heads: int, grid: int, window: int, *, shifted: bool, mlp_ratio: int, lora_rank: int = 0, lora_alpha: float = 1.0
+        self,
+        dim: int,
+        heads: int,
+        grid: int,
+        window: int,
+        *,
+        shifted: bool,
+        mlp_ratio: int,
+        lora_rank: int = 0,
+        lora_alpha: float = 1.0,
     ) -> None:
         super().__init__()
         shift = window // 2 if shifted and grid > window else 0
@@ -172,16 +188,19 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        if self.there is None:
-            y = self.attn(y)
-        else:
-            y = self.attn(y.index_select(1, self.there)).index_select(1, self.back)
+        if self.there is not None:
+            y = y.index_select(1, self.there)
+        y = self.attn(y)
+        if self.back is not None:
+            y = y.index_select(1, self.back)
         x = x + y
         return x + self.mlp(self.norm2(x))
 
 
 class PatchMerging(nn.Module):
     """Join 2 x 2 tokens, [B, grid², C] → [B, grid² / 4, 2 C], in the window order of the coarser grid."""
+
+    index: Tensor
 
     def __init__(self, dim: int, grid: int, window: int, next_window: int) -> None:
         super().__init__()

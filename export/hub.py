@@ -12,8 +12,8 @@ SCHEME = "hf://"
 def fetch(location: str) -> Path:
     """A local path for `location`: itself, or the hub's file in the local cache, downloaded if it is not there yet.
 
-    `hf://owner/repo/path[@revision]`. An interrupted download resumes. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
-    honoured.
+    `hf://owner/repo/path[@revision]`. An interrupted download resumes. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE
+    are honoured.
 
     Raises:
         CheckpointError: the location is malformed.
@@ -35,5 +35,5 @@ def fetch(location: str) -> Path:
         raise DownloadError(f"'{location}' cannot be downloaded ({reason}); check owner, repository, path and access") from error
     except Exception as error:  # connection errors come from whichever HTTP library the hub client uses
         raise DownloadError(
-            f"'{location}' cannot be downloaded ({type(error).__name__}); check the network, or give a file that is already here"
+            f"'{location}' cannot be downloaded ({type(error).__name__}); check the network or give a local file"
         ) from error

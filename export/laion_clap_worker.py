@@ -24,9 +24,7 @@ TOKENS, DIM, MAX_SAMPLES = 77, 512, 480000
 INSTALL = "pip install 'clapsep-export[reference]' in an environment of its own"
 EXPECTED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 # Fixed by construction: a checkpoint may omit them, or hold some that this transformers has not.
-DERIVED = re.compile(
-    r"(melW|stft\.conv_\w+\.weight|position_index|attn_mask|position_ids|batches_tracked)$"
-)
+DERIVED = re.compile(r"(melW|stft\.conv_\w+\.weight|position_index|attn_mask|position_ids|batches_tracked)$")
 # laion_clap imports these for its data loaders and for training; nothing here calls them.
 UNUSED: dict[str, tuple[str, ...]] = {
     "torchvision": ("transforms", "datasets", "ops", "ops.misc"),

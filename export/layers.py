@@ -53,8 +53,8 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Parameter(torch.zeros(outputs, rank))
         self.scaling = alpha / rank
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scaling
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + F.linear(F.linear(input, self.lora_A), self.lora_B) * self.scaling
 
     def merged(self) -> nn.Linear:
         """The same layer as a plain Linear, W + alpha / rank · B A, computed in float64."""

@@ -45,6 +45,7 @@ RULES: list[tuple[str, float, float | tuple[float]]] = [
     (r"mask_net\.3\.weight$", 0.0, (1.5,)),
     (r"mask_net\.3\.bias$", 0.0, 0.3),
 ]
+DEFAULT: tuple[tuple[float, float | tuple[float]], ...] = (0.0, 0.05), (0.0, (1.0,))  # biases, everything else
 
 
 def canonical(name: str) -> str:
@@ -60,11 +61,11 @@ def canonical(name: str) -> str:
 
 
 def _scaling(key: str, shape: tuple[int, ...]) -> tuple[np.float32, np.float32]:
-    default = (1.0,) if len(shape) > 1 else 0.05
-    shift, scale = next(((a, b) for pattern, a, b in RULES if re.search(pattern, key)), (0.0, default))
+    shift, scale = next(((a, b) for pattern, a, b in RULES if re.search(pattern, key)), DEFAULT[len(shape) > 1])
     if isinstance(scale, tuple):
-        fan = shape[0] if scale[0] < 0 else int(np.prod(shape[1:])) if len(shape) > 1 else 1
-        scale = abs(scale[0]) / np.sqrt(fan)
+        (factor,) = scale
+        fan = int(np.prod(shape[:1] if factor < 0 else shape[1:]))
+        scale = abs(factor) / np.sqrt(fan)
     return np.float32(shift), np.float32(scale)
 
 
@@ -80,4 +81,4 @@ def generate(name: str, shape: Iterable[int], seed: int) -> NDArray[np.float32]:
         x += shift
     if key.endswith("decoder_model.mask_net.0.weight"):
         x[:, -64:] *= np.float32(4)  # the columns that depend on the query weigh more
-    return x
+    return np.asarray(x)

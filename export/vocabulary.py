@@ -45,14 +45,19 @@ def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
         raise CheckpointError(f"--tokenizer {path} has ids {ids} for {SPECIAL[:3]} instead of 0, 1, 2; give roberta-base's tokenizer.json")
     if backend.get_vocab_size() > vocabulary:
         size = backend.get_vocab_size()
-        raise CheckpointError(f"--tokenizer {path} has {size} tokens and the model knows {vocabulary}; give the one the model was trained with")
+        raise CheckpointError(
+            f"--tokenizer {path} has {size} tokens and the model knows {vocabulary}; give the one the model was trained with"
+        )
     return backend
 
 
 def train_tokenizer(captions: Iterable[str], size: int) -> Tokenizer:
     """A byte-level BPE tokenizer with at most `size` tokens, RoBERTa's special ones included."""
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[*SPECIAL, "<mask>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=size,
+        special_tokens=[*SPECIAL, "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     backend = _roberta(Tokenizer(models.BPE(unk_token="<unk>")))
     backend.train_from_iterator(captions, trainer)

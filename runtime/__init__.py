@@ -1,9 +1,9 @@
 """Audio in, audio out: run a bundle with numpy and one inference engine.
 
-    from clapsep.runtime import Query, Separator
+from clapsep.runtime import Query, Separator
 
-    separator = Separator("model.clapsep")
-    target = separator.separate(mixture, sample_rate, positive="a dog barking", negative=Query(text="rain", audio=["rain.wav"]))
+separator = Separator("model.clapsep")
+target = separator.separate(mixture, sample_rate, positive="a dog barking", negative=Query(text="rain", audio=["rain.wav"]))
 """
 
 from . import errors

@@ -20,7 +20,15 @@ from .errors import AudioError, OutputError, OutputExists
 
 log = logging.getLogger(__name__)
 HEADROOM = 0.9  # peaks above 1 are brought here before separation, and back after it
-FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".opus": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".aif": "AIFF"}
+FORMATS = {
+    ".wav": "WAV",
+    ".flac": "FLAC",
+    ".ogg": "OGG",
+    ".opus": "OGG",
+    ".mp3": "MP3",
+    ".aiff": "AIFF",
+    ".aif": "AIFF",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ def check_samples(samples: NDArray[Any], sample_rate: int, what: str) -> Float32
         array = array / -float(np.iinfo(array.dtype).min)
     elif array.dtype.kind != "f":
         raise AudioError(f"{what} has samples of type {array.dtype}; pass float or signed integer samples")
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused in the next line
+        array = array.astype(np.float32)
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
         raise AudioError(f"{what} has {bad} NaN or infinite samples; repair the recording first")
@@ -78,7 +87,9 @@ def read_audio(path: str | Path) -> Audio:
             rate, kind, subtype = file.samplerate, file.format, file.subtype
     except (sf.LibsndfileError, OSError, RuntimeError) as error:
         reason = getattr(error, "error_string", str(error))
-        raise AudioError(f"{path} cannot be read as audio ({reason.strip().rstrip('.')}); give a WAV, FLAC, OGG, Opus or MP3 file") from error
+        raise AudioError(
+            f"{path} cannot be read as audio ({reason.strip().rstrip('.')}); give a WAV, FLAC, OGG, Opus or MP3 file"
+        ) from error
     return Audio(check_samples(np.ascontiguousarray(samples.T), rate, str(path)), rate, kind, subtype)
 
 
@@ -118,7 +129,7 @@ def output_format(path: Path, like: Audio) -> tuple[str, str]:
     if path.suffix.lower() == ".opus":
         return kind, "OPUS"
     keep = like.subtype in sf.available_subtypes(kind) and (like.format == kind or like.subtype.startswith("PCM"))
-    return kind, like.subtype if keep else sf.default_subtype(kind)
+    return kind, like.subtype if keep else str(sf.default_subtype(kind))
 
 
 def write_audio(path: Path, samples: Float32, sample_rate: int, kind: str, subtype: str, *, force: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -30,12 +31,37 @@ def main(debug: bool) -> None:
 @click.argument("mixtures", metavar="MIXTURE...", type=EXISTING, nargs=-1, required=True)
 @click.option("--positive", metavar="TEXT", help="What to extract.")
 @click.option("--negative", metavar="TEXT", help="What to leave out.")
-@click.option("--positive-audio", metavar="FILE", type=EXISTING, multiple=True, help="Example of what to extract; several are averaged.")
-@click.option("--negative-audio", metavar="FILE", type=EXISTING, multiple=True, help="Example of what to leave out; several are averaged.")
-@click.option("-o", "--output", metavar="OUT", type=EXISTING, required=True, help="Output file, or directory for several mixtures.")
+@click.option(
+    "--positive-audio",
+    metavar="FILE",
+    type=EXISTING,
+    multiple=True,
+    help="Example of what to extract; several are averaged.",
+)
+@click.option(
+    "--negative-audio",
+    metavar="FILE",
+    type=EXISTING,
+    multiple=True,
+    help="Example of what to leave out; several are averaged.",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=EXISTING,
+    required=True,
+    help="Output file, or directory for several mixtures.",
+)
 @click.option("--engine", type=click.Choice(KINDS), default="onnxruntime", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Engine threads.  [default: one per physical core]")
-@click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Weight of audio where a query has both.")
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Weight of audio where a query has both.",
+)
 @click.option("--overlap", type=float, default=OVERLAP_SECONDS, show_default=True, metavar="SECONDS", help="What windows share.")
 @click.option("--normalize/--no-normalize", default=None, help="Unit-norm condition vector or not.  [default: the bundle's rule]")
 @click.option("--crop", type=click.Choice(CROPS), help="Which part of a long audio query counts.  [default: the bundle's rule]")
@@ -60,7 +86,8 @@ def separate(
     jobs = _outputs(mixtures, output, force)
     separator = Separator(bundle, engine, threads=threads, normalize=normalize, crop=crop, overlap=overlap)
     condition = separator.condition(Query(positive, positive_audio, alpha), Query(negative, negative_audio, alpha))
-    with click.progressbar(jobs, label="separating", file=click.get_text_stream("stderr"), item_show_func=_name) as bar:
+    _make_directory(jobs[0][1].parent)
+    with click.progressbar(jobs, label="separating", file=sys.stderr, item_show_func=_name) as bar:
         for source, target in bar:
             mixture = audio.read_audio(source)
             kind, subtype = audio.output_format(target, mixture)
@@ -77,8 +104,6 @@ def _name(job: tuple[Path, Path] | None) -> str | None:
 def _outputs(mixtures: tuple[Path, ...], output: Path, force: bool) -> list[tuple[Path, Path]]:
     """(source, target) of every mixture; everything that can be refused is refused before anything is computed."""
     into = output.is_dir() or len(mixtures) > 1 or not output.suffix
-    if into:
-        _make_directory(output)
     jobs = [(source, output / source.name if into else output) for source in mixtures]
     targets = [target for _, target in jobs]
     for source, target in jobs:
@@ -88,7 +113,7 @@ def _outputs(mixtures: tuple[Path, ...], output: Path, force: bool) -> list[tupl
             raise OutputExists(f"{target} exists; choose another name or pass --force")
         if targets.count(target) > 1:
             raise InputError(f"two mixtures would both be written to {target}; separate them into different directories")
-        if not target.parent.is_dir():
+        if not into and not target.parent.is_dir():
             raise InputError(f"{target.parent} is not a directory; create it first")
         if target.suffix.lower() not in audio.FORMATS:
             raise InputError(f"{target} has no known audio extension; use one of: {' '.join(audio.FORMATS)}")

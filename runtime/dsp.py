@@ -1,4 +1,4 @@
-"""Short-time Fourier transforms, log-mel spectra and the 2:3 resampler in numpy, to the arithmetic that the models were trained with.
+"""Short-time Fourier transforms, log-mel spectra and the 2:3 resampler in numpy, as the models were trained with.
 
 Transforms run in float64 inside (numpy is faster and more exact there) and return float32 where an engine wants it.
 """

@@ -26,6 +26,7 @@ class Family(ABC):
     embedding_size: int
     condition_size: int
 
+    @abstractmethod
     def __init__(self, manifest: Manifest) -> None:
         """Take the family's constants out of the manifest; raises ManifestError if one is missing or impossible."""
 
@@ -58,4 +59,6 @@ def open_family(manifest: Manifest) -> Family:
     try:
         return module.FAMILY(manifest)
     except (KeyError, TypeError, ValueError) as error:
-        raise ManifestError(f"the manifest's constants do not describe a '{manifest.family}' model ({error}); build the bundle again") from error
+        raise ManifestError(
+            f"the manifest's constants do not describe a '{manifest.family}' model ({error}); build the bundle again"
+        ) from error

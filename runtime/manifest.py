@@ -143,7 +143,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
-    name = {tuple: "list"}.get(origin, origin or kind).__name__
+    name = "list" if origin is tuple else getattr(origin or kind, "__name__", str(kind))
     raise ManifestError(f"{where} must be a {name}, not {type(value).__name__}; build the bundle again")
 
 

@@ -41,7 +41,7 @@ class Query:
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        if isinstance(self.audio, str | Path | tuple):
+        if isinstance(self.audio, str | Path) or (len(self.audio) == 2 and isinstance(self.audio[1], int)):
             raise QueryError("Query.audio must be a list of clips; put a single clip into a list")
         if not 0 <= self.alpha <= 1:
             raise QueryError(f"alpha is {self.alpha}; give a weight from 0 (text only) to 1 (audio only)")
@@ -65,7 +65,11 @@ class QueryEncoder:
     """Embeds queries with a bundle's two towers; every embedding is computed once. Safe for several threads."""
 
     def __init__(
-        self, family: Family, tokenizer: Callable[[], Tokenizer], engine: Callable[[str], Engine], crop: str | None = None
+        self,
+        family: Family,
+        tokenizer: Callable[[], Tokenizer],
+        engine: Callable[[str], Engine],
+        crop: str | None = None,
     ) -> None:
         self._family, self._tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
         self._cache: OrderedDict[str, Float32] = OrderedDict()
@@ -93,7 +97,11 @@ class QueryEncoder:
     def _encode_text(self, text: str) -> Float32:
         tokenizer = self._tokenizer()
         if tokenizer.truncates(text):
-            log.warning("query of %d characters is longer than %d tokens; only its beginning counts", len(text), tokenizer.context)
+            log.warning(
+                "query of %d characters is longer than %d tokens; only its beginning counts",
+                len(text),
+                tokenizer.context,
+            )
         ids, mask = tokenizer.encode([text])
         return self._engine("text_encoder").run({"input_ids": ids, "attention_mask": mask})["embedding"][0]
 
@@ -111,7 +119,7 @@ class QueryEncoder:
         log_mels = self._family.query_features(mono, rate, self._crop)
         engine = self._engine("audio_encoder")
         embeddings = [engine.run({"log_mel": log_mel[None]})["embedding"][0] for log_mel in log_mels]
-        return np.mean(embeddings, axis=0, dtype=np.float32)
+        return np.stack(embeddings).mean(0)
 
     def _cached(self, key: str, compute: Callable[[], Float32]) -> Float32:
         with self._lock:

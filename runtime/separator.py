@@ -133,7 +133,10 @@ class Separator:
     def _separate_channel(self, x: Float32, sample_rate: int, condition: Float32) -> Float32:
         at_rate = resample(x, sample_rate, self.family.sample_rate)
         target = process_windows(
-            at_rate, self.family.window_samples, self._overlap, lambda windows: self.separate_windows(windows, condition)
+            at_rate,
+            self.family.window_samples,
+            self._overlap,
+            lambda windows: self.separate_windows(windows, condition),
         )
         return fit_length(resample(target, self.family.sample_rate, sample_rate), len(x))
 

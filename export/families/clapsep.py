@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...runtime.errors import CheckpointError
 from ...runtime.families.clapsep import ClapsepDsp
 from .. import torch_dsp
-from ..checkpoint import Checkpoint, Problems, Tensors
+from ..checkpoint import DERIVED, Checkpoint, Problems, Tensors
 from ..clap import AudioEncoder, ClapConfig, TextConfig, TextEncoder
 from ..clapsep import Separator, SeparatorConfig
 from ..family import GraphSpec, Model
@@ -23,12 +23,8 @@ from ..htsat import HtsatConfig
 from ..layers import freeze, merge_lora
 
 FAMILY = "clapsep"
-TUNED = re.compile(r"\.lora_[AB]$|\.attn\.(qkv|proj)\.bias$")
+TUNED = re.compile(r"^audio_branch\..*(\.lora_[AB]|\.attn\.(qkv|proj)\.bias)$")
 
-# Recomputed from the sizes, never read: DSP kernels, index tables, masks, counters.
-DERIVED = re.compile(
-    r"(^|\.)i?stft\.|logmel_extractor\.melW$|relative_position_index$|attn_mask$|position_ids$|num_batches_tracked$|^resampler\."
-)
 # In the files, not in the model: CLAP's classifier and the transforms that retrieval uses.
 UNUSED = re.compile(r"^(audio_branch\.(tscam_conv|head)\.|(text|audio)_transform\.|logit_scale_[at]$|sink)")
 CLAP_INSIDE = "clap_model.model."
@@ -109,8 +105,8 @@ def split(clap: Checkpoint | None, checkpoint: Checkpoint) -> Parts:
     differing = [n for n, v in inside.items() if n not in outside or v.shape != outside[n].shape or not torch.equal(v, outside[n])]
     if differing:
         raise CheckpointError(
-            f"--checkpoint {checkpoint.source.name} was trained on another CLAP than --clap {clap.source.name}: {len(differing)} tensors that both "
-            f"files hold differ, {differing[0]} first; give the CLAP checkpoint it was trained on"
+            f"--checkpoint {checkpoint.source.name} was trained on another CLAP than --clap {clap.source.name}: "
+            f"{len(differing)} tensors that both files hold differ, {differing[0]} first; give the CLAP it was trained on"
         )
     return Parts(outside, separator)
 
@@ -160,7 +156,7 @@ def _text_config(clap: Tensors, context: int, head_dim: int) -> TextConfig:
 
 
 def hyper_parameters(*metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes that shapes do not tell, from the files' metadata where it has them; unknown or mistyped entries are refused."""
+    """The sizes that shapes do not tell, from the files' metadata where it has them; others are refused."""
     values = dict(HYPER)
     for key, value in (item for m in metadata for item in m.items()):
         if key not in HYPER or type(value) not in (int, float) or value <= 0:
@@ -199,7 +195,9 @@ def infer_config(parts: Parts, hyper: Mapping[str, Any]) -> SeparatorConfig:
 
 def separator_tensors(parts: Parts) -> Tensors:
     """The separator's state: CLAP's audio branch, overlaid with what was tuned, and the decoder."""
-    base = {name: value for name, value in parts.clap.items() if name.startswith("audio_branch.") and not name.startswith("audio_branch.norm.")}
+    base = {
+        name: value for name, value in parts.clap.items() if name.startswith("audio_branch.") and not name.startswith("audio_branch.norm.")
+    }
     own = {name: value for name, value in parts.separator.items() if not name.startswith("audio_branch.norm.")}
     return {**base, **own}
 
@@ -214,7 +212,11 @@ def load_modules(parts: Parts, config: SeparatorConfig, dsp: ClapsepDsp) -> tupl
     separator = Separator(config)
     problems = Problems()
     own = separator_tensors(parts)
-    for module, tensors, where in ((text, parts.clap, "CLAP: "), (audio, parts.clap, "CLAP: "), (separator, own, "separator: ")):
+    for module, tensors, where in (
+        (text, parts.clap, "CLAP: "),
+        (audio, parts.clap, "CLAP: "),
+        (separator, own, "separator: "),
+    ):
         taken = problems.take(tensors, module.state_dict(), where)
         if not problems.lines:
             module.load_state_dict(taken)
@@ -255,7 +257,7 @@ class ClapsepModel(Model):
 
     @torch.inference_mode()
     def separate(self, mixture: NDArray[np.float32], condition: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Any length from n_fft / 2 + 1 samples to the encoder's 1024 rows: the modules take fewer frames than the graphs do."""
+        """Any length from n_fft / 2 + 1 samples to the encoder's rows: the modules take fewer frames than the graphs do."""
         x, dsp = torch.from_numpy(mixture), self.signal
         spectrum = torch_dsp.stft(x, dsp.n_fft, dsp.hop)
         log_mel = torch_dsp.log_mel(torch_dsp.resample_2_3(x), dsp.front_end)

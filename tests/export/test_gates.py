@@ -1,0 +1,101 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from clapsep.export.gates import LIMITS, judge, require, table
+from clapsep.export.golden import Golden
+from clapsep.runtime.errors import BundleError, GateError
+
+
+@pytest.fixture
+def copy(demo_bundle, tmp_path):
+    return shutil.copytree(demo_bundle, tmp_path / "copy.clapsep")
+
+
+def accept(bundle, name):
+    """Make the manifest vouch for a file that was changed, as a careless or hostile tool would."""
+    text = (bundle / "manifest.json").read_text()
+    manifest = json.loads(text)
+    entries = [e for g in manifest["graphs"].values() for e in (g["graph"], g["data"])] + [manifest["golden"], manifest["tokenizer"]]
+    (entry,) = (e for e in entries if e["file"] == name)
+    content = (bundle / name).read_bytes()
+    entry.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_verify_passes_on_an_honest_bundle(run, demo_bundle):
+    before = {p: p.read_bytes() for p in demo_bundle.rglob("*") if p.is_file()}
+    done = run("clapsep-export", "verify", demo_bundle)
+    assert done.stdout.count("✓") == 23
+    assert "✗" not in done.stdout
+    assert {p: p.read_bytes() for p in demo_bundle.rglob("*") if p.is_file()} == before
+    rows = json.loads(run("clapsep-export", "verify", demo_bundle, "--json").stdout)
+    assert len(rows) == 23
+    assert all(row["passed"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("graph", "stage"), [("separator", "separator P"), ("audio_encoder", "audio_encoder"), ("text_encoder", "text_encoder")]
+)
+def test_verify_catches_slightly_wrong_weights(run, copy, graph, stage):
+    """One part in a hundred on every weight: no shape, name or hash tells, only the gates do."""
+    path = copy / "graphs" / f"{graph}.onnx.data"
+    weights = np.fromfile(path, "<f4")
+    noise = np.random.default_rng(0).standard_normal(weights.shape).astype(np.float32)
+    usual = np.isfinite(weights) & (np.abs(weights) > 1e-30) & (np.abs(weights) < 50)  # leaves integers and masks alone
+    np.where(usual, weights * (1 + 0.01 * noise), weights).astype("<f4").tofile(path)
+    accept(copy, f"graphs/{graph}.onnx.data")
+    done = run("clapsep-export", "verify", copy, code=1)
+    assert "✗" in done.stdout
+    assert f"first {stage}" in done.stderr
+
+
+def test_verify_checks_hashes_first(run, copy):
+    path = copy / "golden.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert "golden.npz" in run("clapsep-export", "verify", copy, code=2).stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"\x93NUMPY"])
+def test_a_golden_file_that_is_none(run, copy, content):
+    (copy / "golden.npz").write_bytes(content)
+    accept(copy, "golden.npz")
+    assert "golden.npz" in run("clapsep-export", "verify", copy, code=2).stderr
+
+
+def test_golden_files_are_never_unpickled(tmp_path):
+    np.savez(tmp_path / "g.npz", captions=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(BundleError, match=r"g\.npz is not a golden"):
+        Golden.load(tmp_path / "g.npz")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "passed"),
+    [
+        ("waveform SNR dB", 100.0, True),
+        ("waveform SNR dB", 99.9, False),
+        ("waveform SNR dB", float("nan"), False),
+        ("max error", 1e-6, True),
+        ("max error", 1e-4, False),
+        ("max error", float("inf"), False),
+        ("max error", float("nan"), False),
+    ],
+)
+def test_judging(metric, value, passed):
+    gate = judge("s", metric, value, "fp32", "onnxruntime")
+    assert gate.passed is passed
+    assert (gate.measured is None) == (not np.isfinite(value))
+    if passed:
+        require((gate,), "it", "stop")
+    else:
+        with pytest.raises(GateError, match=r"it failed 1 of 1 gates, first s: .*; stop"):
+            require((gate,), "it", "stop")
+
+
+def test_the_table_shows_everything():
+    gates = tuple(judge("stage", metric, 0.0, "fp32", "onnxruntime") for metric in LIMITS)
+    lines = table(gates).splitlines()
+    assert len(lines) == len(LIMITS) + 1
+    assert all(metric in line for metric, line in zip(LIMITS, lines[1:], strict=True))

@@ -1,0 +1,155 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from clapsep.runtime import Bundle, Separator
+from clapsep.runtime import errors as e
+from clapsep.runtime.manifest import parse_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture
+def copy(demo_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_bundle, tmp_path / "copy.clapsep"))
+
+
+def edit(bundle: Path, change) -> None:
+    path = bundle / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_manifest_survives_a_round_trip(demo_bundle):
+    text = (demo_bundle / "manifest.json").read_text()
+    assert parse_manifest(text, "m").to_json() == text
+
+
+def test_a_manifest_says_what_design_promises(demo_bundle):
+    m = Bundle.open(demo_bundle).manifest
+    g = m.graphs
+    assert {n: [(t.name, t.dtype, t.shape) for t in (*e.inputs, *e.outputs)] for n, e in g.items()} == {
+        "text_encoder": [
+            ("input_ids", "int64", ("batch", 77)),
+            ("attention_mask", "int64", ("batch", 77)),
+            ("embedding", "float32", ("batch", 128)),
+        ],
+        "audio_encoder": [("log_mel", "float32", ("batch", 251, 64)), ("embedding", "float32", ("batch", 128))],
+        "separator": [
+            ("magnitude", "float32", ("batch", 251, 513)),
+            ("log_mel", "float32", ("batch", 251, 64)),
+            ("condition", "float32", ("batch", 256)),
+            ("mask", "float32", ("batch", 251, 513)),
+        ],
+    }
+    assert all(gate.passed and gate.measured is not None for gate in m.gates)
+    assert {"torch", "onnx", "onnxruntime"} <= set(m.toolchain)
+
+
+def test_constants_travel_inside_each_graph(demo_bundle):
+    import onnx
+
+    for path in sorted((demo_bundle / "graphs").glob("*.onnx")):
+        props = {p.key: json.loads(p.value) for p in onnx.load(path, load_external_data=False).metadata_props}
+        assert props["graph"] == path.stem
+        assert props["family"] == "clapsep"
+        assert props["dsp"]["window_samples"] == 80000
+        assert props["condition"]["normalize"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda m: m.update(schema_version=99), e.SchemaVersionError),
+        (lambda m: m.pop("schema_version"), e.SchemaVersionError),
+        (lambda m: m.update(format="zip"), e.ManifestError),
+        (lambda m: m.pop("graphs"), e.ManifestError),
+        (lambda m: m.update(graphs=[]), e.ManifestError),
+        (lambda m: m["graphs"]["separator"].update(opset="20"), e.ManifestError),
+        (lambda m: m["graphs"]["separator"]["graph"].update(size=True), e.ManifestError),
+        (lambda m: m["graphs"]["separator"]["graph"].update(file="/etc/passwd"), e.UnsafePath),
+        (lambda m: m["graphs"]["separator"]["graph"].update(file="../../etc/passwd"), e.UnsafePath),
+        (lambda m: m["graphs"]["separator"]["graph"].update(file="graphs\\..\\x"), e.UnsafePath),
+        (lambda m: m["graphs"]["separator"]["graph"].update(file="graphs/none.onnx"), e.MissingFile),
+        (lambda m: m["graphs"]["separator"]["graph"].update(size=1), e.SizeMismatch),
+        (lambda m: m.update(family="nobody"), e.BundleError),
+        (lambda m: m["dsp"].update(hop=0), e.ManifestError),
+        (lambda m: m["dsp"].update(hop="320"), e.ManifestError),
+        (lambda m: m["dsp"].pop("hop"), e.ManifestError),
+        (lambda m: m["dsp"].update(window_samples=10**12), e.ManifestError),
+        (lambda m: m["condition"].pop("embedding_size"), e.ManifestError),
+    ],
+)
+def test_edited_manifests_are_refused_by_type(copy, change, error):
+    edit(copy, change)
+    with pytest.raises(error) as caught:
+        Separator(copy)
+    assert type(caught.value) is error
+    assert str(copy) in str(caught.value) or "manifest" in str(caught.value) or "bundle" in str(caught.value)
+
+
+def test_changed_content_is_noticed_before_it_runs(copy):
+    path = copy / "graphs" / "separator.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    separator = Separator(copy)
+    with pytest.raises(e.HashMismatch, match=r"separator\.onnx\.data"):
+        separator.engine("separator")
+
+
+@pytest.mark.parametrize("name", ["graphs/separator.onnx", "graphs/text_encoder.onnx.data", "golden.npz", "tokenizer.json"])
+def test_truncated_files_are_noticed_at_once(copy, name):
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(e.SizeMismatch, match=path.name):
+        Bundle.open(copy)
+
+
+def test_links_out_of_the_bundle_are_refused(copy, tmp_path):
+    path = copy / "golden.npz"
+    path.rename(tmp_path / "golden.npz")
+    path.symlink_to(tmp_path / "golden.npz")
+    with pytest.raises(e.UnsafePath):
+        Bundle.open(copy)
+
+
+def test_places_that_are_no_bundles(tmp_path):
+    with pytest.raises(e.BundleError, match="not a bundle directory"):
+        Bundle.open(tmp_path / "none")
+    with pytest.raises(e.MissingFile, match=r"no manifest\.json"):
+        Bundle.open(tmp_path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_field_may_hold_anything(demo_bundle, data):
+    """Whatever stands in a field, the reader returns a manifest or a typed error."""
+    manifest = json.loads((demo_bundle / "manifest.json").read_text())
+    node, value = manifest, data.draw(json_values)
+    while True:
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if isinstance(node[key], dict | list) and node[key] and data.draw(st.booleans()):
+            node = node[key]
+            continue
+        node[key] = value
+        break
+    try:
+        parse_manifest(json.dumps(manifest), "m")
+    except e.BundleError:
+        pass
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused(content):
+    with pytest.raises(e.ManifestError):
+        parse_manifest(content, "m")

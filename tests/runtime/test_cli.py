@@ -1,0 +1,171 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "subtype"),
+    [
+        ("a.wav", 32000, 1, "PCM_16"),
+        ("a.wav", 192000, 1, "FLOAT"),
+        ("a.wav", 8000, 8, "PCM_24"),
+        ("a.flac", 44100, 2, "PCM_16"),
+        ("a.ogg", 48000, 2, "VORBIS"),
+        ("a.mp3", 44100, 1, "MPEG_LAYER_III"),
+    ],
+)
+def test_separate_keeps_rate_length_channels_and_format(run, demo_bundle, wav, tmp_path, name, rate, channels, subtype):
+    source = wav(name, n=rate // 2, rate=rate, channels=channels, subtype=subtype)
+    before = source.read_bytes()
+    done = run("clapsep", "separate", demo_bundle, source, "--positive", "rain", "-o", tmp_path / f"out-{name}")
+    assert done.stdout.strip() == str(tmp_path / f"out-{name}")
+    old, new = sf.info(source), sf.info(tmp_path / f"out-{name}")
+    assert (new.samplerate, new.channels, new.subtype) == (rate, channels, subtype)
+    assert new.frames == old.frames or name.endswith("mp3")
+    assert source.read_bytes() == before
+
+
+def test_the_command_writes_what_the_api_returns(run, demo_bundle, separator, wav, tmp_path):
+    from clapsep.runtime import Query
+
+    source, clip = wav("mix.wav", subtype="FLOAT"), wav("clip.wav", n=30000, rate=48000)
+    args = ["--positive", "rain", "--positive-audio", clip, "--positive-audio", source, "--negative", "a dog", "--alpha", "0.3"]
+    run("clapsep", "separate", demo_bundle, source, *args, "-o", tmp_path / "out.wav", "--threads", "1")
+    mixture, _ = sf.read(source, dtype="float32")
+    wanted = separator.separate(mixture, 32000, Query("rain", [clip, source], 0.3), "a dog")
+    np.testing.assert_allclose(sf.read(tmp_path / "out.wav", dtype="float32")[0], wanted, atol=1e-6)
+
+
+def test_several_mixtures_go_into_a_directory(run, demo_bundle, wav, tmp_path):
+    sources = [wav("a.wav"), wav("b.flac")]
+    run("clapsep", "separate", demo_bundle, *sources, "--negative", "rain", "-o", tmp_path / "new" / "out")
+    assert sorted(os.listdir(tmp_path / "new" / "out")) == ["a.wav", "b.flac"]
+
+
+def failures(tmp_path, wav, demo):
+    """name → (arguments, exit code, words in the message)"""
+    good, out = wav("good.wav"), tmp_path / "out.wav"
+    (tmp_path / "text.wav").write_text("not audio")
+    (tmp_path / "empty.wav").touch()
+    sf.write(tmp_path / "nan.wav", np.array([np.nan]), 8000, subtype="FLOAT")
+    (tmp_path / "taken.wav").write_bytes(b"precious")
+    ask = ["--positive", "rain"]
+    return {
+        "missing mixture": ([demo, tmp_path / "no.wav", *ask, "-o", out], 2, ["no.wav", "not a file"]),
+        "text as wav": ([demo, tmp_path / "text.wav", *ask, "-o", out], 2, ["text.wav", "cannot be read"]),
+        "empty file": ([demo, tmp_path / "empty.wav", *ask, "-o", out], 2, ["empty.wav", "is empty"]),
+        "nan": ([demo, tmp_path / "nan.wav", *ask, "-o", out], 2, ["nan.wav", "NaN"]),
+        "no bundle": ([tmp_path / "none.clapsep", good, *ask, "-o", out], 2, ["none.clapsep", "not a bundle"]),
+        "no query": ([demo, good, "-o", out], 2, ["neither a positive nor a negative"]),
+        "no output": ([demo, good, *ask], 2, ["--output"]),
+        "bad alpha": ([demo, good, *ask, "--alpha", "2", "-o", out], 2, ["--alpha"]),
+        "bad engine": ([demo, good, *ask, "--engine", "abacus", "-o", out], 2, ["abacus"]),
+        "bad overlap": ([demo, good, *ask, "--overlap", "5", "-o", out], 2, ["overlap of 5"]),
+        "nan overlap": ([demo, good, *ask, "--overlap", "nan", "-o", out], 2, ["overlap of nan"]),
+        "taken output": ([demo, good, *ask, "-o", tmp_path / "taken.wav"], 2, ["taken.wav", "--force"]),
+        "output is input": ([demo, good, *ask, "--force", "-o", good], 2, ["overwrite its own mixture"]),
+        "same name twice": ([demo, good, good, *ask, "-o", tmp_path / "dir"], 2, ["two mixtures"]),
+        "unknown extension": ([demo, good, *ask, "-o", tmp_path / "out.doc"], 2, ["out.doc", ".flac"]),
+        "no such folder": ([demo, good, *ask, "-o", tmp_path / "no" / "out.wav"], 2, ["not a directory"]),
+        "below a file": ([demo, good, *ask, "-o", good / "deep"], 1, ["cannot be created"]),
+        "missing query audio": ([demo, good, "--positive-audio", tmp_path / "q.wav", "-o", out], 2, ["q.wav"]),
+    }
+
+
+NAMES = [
+    "missing mixture",
+    "text as wav",
+    "empty file",
+    "nan",
+    "no bundle",
+    "no query",
+    "no output",
+    "bad alpha",
+    "bad engine",
+    "bad overlap",
+    "nan overlap",
+    "taken output",
+    "output is input",
+    "same name twice",
+    "unknown extension",
+    "no such folder",
+    "below a file",
+    "missing query audio",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_failures_are_one_sentence_and_leave_nothing(run, demo_bundle, wav, tmp_path, name):
+    args, code, words = failures(tmp_path, wav, demo_bundle)[name]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = run("clapsep", "separate", *args, code=code)
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.lower().startswith("error: ")
+    assert all(word in message for word in words), message
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_debug_shows_the_traceback(demo_bundle, tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "clapsep.runtime",
+        "--debug",
+        "separate",
+        demo_bundle,
+        tmp_path / "no.wav",
+        "-o",
+        tmp_path / "o.wav",
+    ]
+    done = subprocess.run([*map(str, words), "--positive", "x"], capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
+    assert done.returncode != 0
+
+
+def test_force_replaces(run, demo_bundle, wav, tmp_path):
+    (tmp_path / "out.wav").write_bytes(b"old")
+    run("clapsep", "separate", demo_bundle, wav(), "--positive", "x", "-o", tmp_path / "out.wav", "--force")
+    assert sf.info(tmp_path / "out.wav").frames == 16000
+
+
+def test_interrupt_leaves_no_output(demo_bundle, wav, tmp_path):
+    source = wav(n=32000 * 200)
+    words = [
+        sys.executable,
+        "-m",
+        "clapsep.runtime",
+        "separate",
+        demo_bundle,
+        source,
+        "--positive",
+        "x",
+        "-o",
+        tmp_path / "o.wav",
+    ]
+    process = subprocess.Popen([*map(str, words)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "separating" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "interrupted" in process.stderr.read()
+    assert os.listdir(tmp_path) == ["mix.wav"]
+
+
+@pytest.mark.parametrize("command", ["clapsep", "clapsep-export"])
+def test_help_and_version(run, command):
+    assert "Usage" in run(command, "-h").stdout
+    assert "0.1.0" in run(command, "--version").stdout
+
+
+def test_inspect_needs_no_engine_and_speaks_json(run, demo_bundle):
+    text = run("clapsep-export", "inspect", demo_bundle).stdout
+    assert "separator: fp32, opset 20" in text
+    data = json.loads(run("clapsep-export", "inspect", demo_bundle, "--json").stdout)
+    assert data["graphs"]["separator"]["precision"] == "fp32"
+    assert "not a bundle" in run("clapsep-export", "inspect", "nowhere", code=2).stderr
