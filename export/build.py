@@ -7,27 +7,25 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from ..runtime.bundle import MANIFEST, Bundle, describe_file
+from ..runtime.bundle import MANIFEST, describe_file
 from ..runtime.errors import InputError, OutputError, OutputExists
 from ..runtime.family import open_family
-from ..runtime.manifest import FileEntry, Gate, Manifest
-from ..runtime.separator import Separator
+from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.tokenizer import Tokenizer
 from .checkpoint import read_checkpoint
 from .demo import write_demo
 from .family import Model, open_model
-from .gates import require, run_gates
-from .golden import CAPTIONS, Golden, make_golden
+from .gates import Progress, measure, require
+from .golden import CAPTIONS, make_golden
 from .graph import export_graph
 from .hub import fetch
 from .vocabulary import read_tokenizer
 
-Progress = Callable[[str], None]
 ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "clapsep-export")
 
@@ -144,15 +142,6 @@ def _write_golden(root: Path, model: Model, manifest: Manifest) -> Manifest:
     ids, mask = Tokenizer(root / "tokenizer.json", manifest.query["context"]).encode(CAPTIONS)
     make_golden(model, open_family(manifest), ids, mask).save(root / manifest.golden.file)
     return replace(manifest, golden=describe_file(root, manifest.golden.file))
-
-
-def measure(bundle: Path, engines: tuple[str, ...], progress: Progress) -> tuple[Gate, ...]:
-    """Check every file of a bundle, then run its gates on each engine kind."""
-    opened = Bundle.open(bundle)
-    progress("checking files")
-    opened.check_files()
-    golden = Golden.load(opened.file(opened.manifest.golden))
-    return tuple(gate for kind in engines for gate in run_gates(Separator(opened, kind), golden, progress))
 
 
 def _sibling(out: Path, suffix: str) -> Path:

@@ -109,8 +109,7 @@ def verify(
     as_json: bool,
 ) -> None:
     """Check a bundle's files and run its gates again on this machine."""
-    from .build import measure
-    from .gates import require, table
+    from .gates import measure, require, table
 
     stages = Stages()
     gates = measure(bundle, engines, stages)

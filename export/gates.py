@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
+from ..runtime.bundle import Bundle
 from ..runtime.dsp import Float32
 from ..runtime.errors import GateError
 from ..runtime.manifest import Gate
@@ -28,6 +30,7 @@ LIMITS: dict[str, tuple[str, dict[str, float]]] = {
     "mask below 0 or above 1": ("<=", {"fp32": 0}),
 }
 
+Progress = Callable[[str], None]
 Measurement = tuple[str, str, float]  # stage, metric, measured
 
 
@@ -103,7 +106,7 @@ STAGES: dict[str, Callable[[Separator, Golden], Iterator[Measurement]]] = {
 }
 
 
-def run_gates(separator: Separator, golden: Golden, progress: Callable[[str], None]) -> tuple[Gate, ...]:
+def run_gates(separator: Separator, golden: Golden, progress: Progress) -> tuple[Gate, ...]:
     """Measure everything with the separator's engine; judges by the precision that its graphs have."""
     precision = separator.bundle.manifest.graphs["separator"].precision
     gates = []
@@ -111,6 +114,15 @@ def run_gates(separator: Separator, golden: Golden, progress: Callable[[str], No
         progress(f"gates on {separator.engine_kind}: {name}")
         gates += [judge(*measurement, precision, separator.engine_kind) for measurement in measure(separator, golden)]
     return tuple(gates)
+
+
+def measure(path: Path, engines: tuple[str, ...], progress: Progress) -> tuple[Gate, ...]:
+    """Check every file of a bundle, then run its gates on each engine kind."""
+    bundle = Bundle.open(path)
+    progress("checking files")
+    bundle.check_files()
+    golden = Golden.load(bundle.file(bundle.manifest.golden))
+    return tuple(gate for kind in engines for gate in run_gates(Separator(bundle, kind), golden, progress))
 
 
 def _shown(gate: Gate) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..runtime.dsp import Float32
@@ -15,7 +14,11 @@ from ..runtime.errors import BundleError
 from ..runtime.family import Family
 from ..runtime.tokenizer import Ids
 from . import signals
-from .family import Model
+
+if TYPE_CHECKING:  # torch makes golden data but is not needed to check against it
+    from torch.nn import Module
+
+    from .family import Model
 
 CAPTIONS = (
     "a dog barking",
@@ -92,9 +95,11 @@ def _clips(size: int, rate: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
     return rows, lengths
 
 
-@torch.inference_mode()
-def _run(module: torch.nn.Module, *inputs: NDArray[Any]) -> Float32:
-    return module(*(torch.from_numpy(x) for x in inputs)).numpy()
+def _run(module: Module, *inputs: NDArray[Any]) -> Float32:
+    import torch
+
+    with torch.inference_mode():
+        return module(*(torch.from_numpy(x) for x in inputs)).numpy()
 
 
 def make_golden(model: Model, family: Family, ids: Ids, mask: Ids) -> Golden:

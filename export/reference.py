@@ -14,9 +14,8 @@ from ..runtime.errors import ClapsepError, InputError
 from ..runtime.manifest import Gate
 from ..runtime.metrics import cosine
 from ..runtime.separator import Separator
-from .build import Progress
 from .checkpoint import DERIVED, read_checkpoint
-from .gates import judge
+from .gates import Progress, judge
 from .golden import Golden, clips_of
 from .hub import fetch
 

@@ -24,7 +24,7 @@ class Command(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted; nothing was written", err=True)
+            click.echo("interrupted; every output is whole or absent", err=True)
             ctx.exit(130)
         except (click.ClickException, click.exceptions.Exit):
             raise

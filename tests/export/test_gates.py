@@ -1,6 +1,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -34,6 +36,16 @@ def test_verify_passes_on_an_honest_bundle(run, demo_bundle):
     rows = json.loads(run("clapsep-export", "verify", demo_bundle, "--json").stdout)
     assert len(rows) == 23
     assert all(row["passed"] for row in rows)
+
+
+def test_verifying_needs_neither_torch_nor_onnx(demo_bundle):
+    code = (
+        "import sys; sys.modules.update(torch=None, onnx=None, onnxscript=None, safetensors=None, huggingface_hub=None)\n"
+        "from clapsep.export.cli import main; main(sys.argv[1:])"
+    )
+    for words in (["verify", demo_bundle], ["inspect", demo_bundle]):
+        done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

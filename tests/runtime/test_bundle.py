@@ -27,7 +27,7 @@ def test_manifest_survives_a_round_trip(demo_bundle):
     assert parse_manifest(text, "m").to_json() == text
 
 
-def test_a_manifest_says_what_design_promises(demo_bundle):
+def test_a_manifest_holds_the_contract_of_names_axes_and_dtypes(demo_bundle):
     m = Bundle.open(demo_bundle).manifest
     g = m.graphs
     assert {n: [(t.name, t.dtype, t.shape) for t in (*e.inputs, *e.outputs)] for n, e in g.items()} == {
