@@ -106,7 +106,7 @@ def _open(root: Path, scratch: Path, request: Request, progress: Progress) -> tu
     return model, Manifest(
         family=model.family,
         variant=model.variant,
-        weights="generated" if request.demo else "checkpoint",
+        weights=model.weights,
         sources=tuple(c.source for c in (clap, checkpoint) if c is not None),
         toolchain={"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
         dsp=model.dsp,

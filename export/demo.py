@@ -48,6 +48,7 @@ def write_demo(folder: Path, config: SeparatorConfig = CONFIG, dsp: ClapsepDsp =
         "text_head_dim": text.hidden // text.heads,
         "mask_heads": config.mask_heads,
         "lora_alpha": config.lora_alpha,
+        "weights": "generated",
     }
     clap, checkpoint, tokenizer = (folder / name for name in ("demo-clap.safetensors", "demo-clapsep.safetensors", "tokenizer.json"))
     for path, tensors, prefix in ((clap, towers, "module."), (checkpoint, own, "")):

@@ -31,6 +31,7 @@ class Model(ABC):
 
     family: str
     vocabulary: int
+    weights: str
     variant: dict[str, Any]
     dsp: dict[str, Any]
     condition: dict[str, Any]

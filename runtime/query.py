@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,8 +71,10 @@ class QueryEncoder:
         tokenizer: Callable[[], Tokenizer],
         engine: Callable[[str], Engine],
         crop: str | None = None,
+        words: Sequence[str] | None = None,
     ) -> None:
         self._family, self._tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
+        self._words = None if words is None else set(words)  # those that a small model was trained on
         self._cache: OrderedDict[str, Float32] = OrderedDict()
         self._lock = Lock()
 
@@ -94,7 +97,18 @@ class QueryEncoder:
             return text if audio is None else audio
         return (query.alpha * audio + (1 - query.alpha) * text).astype(np.float32)
 
+    def _warn_of_unknown_words(self, text: str) -> None:
+        """Say once of each word that the model has never seen it."""
+        if self._words is None:
+            return
+        with self._lock:
+            unknown = sorted(set(re.findall(r"\w+", text.lower())) - self._words)
+            self._words.update(unknown)
+        if unknown:
+            log.warning("the model has never seen the words: %s", ", ".join(unknown))
+
     def _encode_text(self, text: str) -> Float32:
+        self._warn_of_unknown_words(text)
         tokenizer = self._tokenizer()
         if tokenizer.truncates(text):
             log.warning(

@@ -60,7 +60,8 @@ class Separator:
         self._overlap = round(overlap * self.family.sample_rate)
         self._engines: dict[str, Engine] = {}
         self._lock = Lock()
-        self._queries = QueryEncoder(self.family, lambda: self.tokenizer, self.engine, crop)
+        words = self.bundle.manifest.query.get("words")
+        self._queries = QueryEncoder(self.family, lambda: self.tokenizer, self.engine, crop, words)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

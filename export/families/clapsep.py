@@ -40,6 +40,17 @@ HYPER: dict[str, int | float] = {
 }
 
 
+WEIGHTS = ("checkpoint", "demo", "generated")
+
+
+@dataclass(frozen=True)
+class About:
+    """Where weights come from, and the words that a small model was trained on (None: a full vocabulary)."""
+
+    weights: str = "checkpoint"
+    words: list[str] | None = None
+
+
 @dataclass(frozen=True)
 class Parts:
     """Tensors of a checkpoint pair without prefixes: CLAP's, and the separator's own."""
@@ -159,10 +170,23 @@ def hyper_parameters(*metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes that shapes do not tell, from the files' metadata where it has them; others are refused."""
     values = dict(HYPER)
     for key, value in (item for m in metadata for item in m.items()):
+        if key in About.__dataclass_fields__:
+            continue
         if key not in HYPER or type(value) not in (int, float) or value <= 0:
             raise CheckpointError(f"the checkpoint's metadata has {key} = {value!r}; it may set {', '.join(HYPER)} to positive numbers")
         values[key] = type(HYPER[key])(value)
     return values
+
+
+def about(*metadata: Mapping[str, Any]) -> About:
+    """What the files' metadata say of the weights; the last file that speaks counts."""
+    described = About()
+    for m in metadata:
+        described = About(m.get("weights", described.weights), m.get("words", described.words))
+        words = described.words
+        if described.weights not in WEIGHTS or not (words is None or (isinstance(words, list) and all(isinstance(w, str) for w in words))):
+            raise CheckpointError(f"the checkpoint's metadata must have weights of {', '.join(WEIGHTS)} and a list of words; write it again")
+    return described
 
 
 def infer_config(parts: Parts, hyper: Mapping[str, Any]) -> SeparatorConfig:
@@ -232,8 +256,10 @@ class ClapsepModel(Model):
 
     family = FAMILY
 
-    def __init__(self, text: TextEncoder, audio: AudioEncoder, separator: Separator, config: SeparatorConfig, dsp: ClapsepDsp) -> None:
-        self.config, self.signal = config, dsp
+    def __init__(
+        self, text: TextEncoder, audio: AudioEncoder, separator: Separator, config: SeparatorConfig, dsp: ClapsepDsp, described: About
+    ) -> None:
+        self.config, self.signal, self.weights = config, dsp, described.weights
         modules: list[nn.Module] = [freeze(merge_lora(module)) for module in (text, audio, separator)]
         self.text, self.audio, self.separator = modules
         self.vocabulary = config.clap.text.vocab
@@ -241,6 +267,8 @@ class ClapsepModel(Model):
         self.dsp = asdict(dsp)
         self.condition = {"embedding_size": config.clap.embedding, "size": config.condition, "normalize": True}
         self.query = {"context": config.clap.text.context, "crop": "start", "int16_round_trip": True}
+        if described.words is not None:
+            self.query["words"] = described.words
 
     def graphs(self) -> list[GraphSpec]:
         ids = torch.full((2, self.config.clap.text.context), 1, dtype=torch.int64)
@@ -273,7 +301,8 @@ def open_model(clap: Checkpoint | None, checkpoint: Checkpoint) -> ClapsepModel:
         CheckpointError: the files are wrong, do not belong together, or do not fit the model.
     """
     parts = split(clap, checkpoint)
-    hyper = hyper_parameters(*(c.metadata for c in (clap, checkpoint) if c is not None))
+    metadata = [c.metadata for c in (clap, checkpoint) if c is not None]
+    hyper, described = hyper_parameters(*metadata), about(*metadata)
     try:
         config = infer_config(parts, hyper)
         dsp = ClapsepDsp(window_samples=hyper["window_samples"], n_fft=2 * (config.bins - 1), n_mels=config.clap.audio.n_mels)
@@ -282,4 +311,4 @@ def open_model(clap: Checkpoint | None, checkpoint: Checkpoint) -> ClapsepModel:
         modules = load_modules(parts, config, dsp)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"the checkpoint's sizes do not make a model ({error}); give the published files") from error
-    return ClapsepModel(*modules, config, dsp)
+    return ClapsepModel(*modules, config, dsp, described)

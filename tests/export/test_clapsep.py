@@ -146,7 +146,19 @@ def test_the_wrong_clap_for_this_checkpoint_is_noticed(files):
         open_model(*read(files))
 
 
-@pytest.mark.parametrize("hyper", [{"spec_size": -1}, {"color": 3}, {"context": "77"}, {"mask_heads": 3}, {"window_samples": 10**7}])
+@pytest.mark.parametrize(
+    "hyper",
+    [
+        {"spec_size": -1},
+        {"color": 3},
+        {"weights": "stolen"},
+        {"words": "rain"},
+        {"words": [1]},
+        {"context": "77"},
+        {"mask_heads": 3},
+        {"window_samples": 10**7},
+    ],
+)
 def test_impossible_metadata(files, hyper):
     clap, checkpoint = read(files)
     checkpoint.metadata.update(hyper)
