@@ -185,7 +185,8 @@ def about(*metadata: Mapping[str, Any]) -> About:
         described = About(m.get("weights", described.weights), m.get("words", described.words))
         words = described.words
         if described.weights not in WEIGHTS or not (words is None or (isinstance(words, list) and all(isinstance(w, str) for w in words))):
-            raise CheckpointError(f"the checkpoint's metadata must have weights of {', '.join(WEIGHTS)} and a list of words; write it again")
+            kinds = ", ".join(WEIGHTS)
+            raise CheckpointError(f"the checkpoint's metadata must have weights of {kinds} and a list of words; write it again")
     return described
 
 
