@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..runtime.bundle import MANIFEST, describe_file
@@ -27,7 +29,8 @@ from .hub import fetch
 from .vocabulary import read_tokenizer
 
 ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tokenizers", "clapsep-export")
+TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "clapsep-export")
+STAGING, ASIDE = ".building", ".replaced"  # suffixes of the directories beside a bundle while it is made
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ def build(out: Path, request: Request, progress: Progress) -> Manifest:
         OutputExists, OutputError: the output.
         ExportError, GateError: nothing was published.
     """
+    out = Path(os.path.realpath(out))  # a link stays a link
     _refuse(out, request)
     recover(out)
-    with _staging(out) as root:
+    with staging(out) as root:
         manifest = _fill(root, request, progress)
         progress("publishing")
         publish(root, out, force=request.force)
@@ -76,9 +80,11 @@ def _refuse(out: Path, request: Request) -> None:
 
 
 def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
-    with tempfile.TemporaryDirectory(prefix="clapsep-demo-") as scratch:
-        model, manifest = _open(root, Path(scratch), request, progress)
-        manifest = _export(root, model, manifest, request.precision, progress)
+    scratch = root / "scratch"
+    scratch.mkdir()
+    model, manifest = _open(root, scratch, request, progress)
+    shutil.rmtree(scratch)
+    manifest = _export(root, model, manifest, request.precision, progress)
     progress("reference outputs in PyTorch")
     manifest = _write_golden(root, model, manifest)
     (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -108,7 +114,7 @@ def _open(root: Path, scratch: Path, request: Request, progress: Progress) -> tu
         variant=model.variant,
         weights=model.weights,
         sources=tuple(c.source for c in (clap, checkpoint) if c is not None),
-        toolchain={"python": platform.python_version(), **{tool: version(tool) for tool in TOOLS}},
+        toolchain={"python": platform.python_version(), **_versions()},
         dsp=model.dsp,
         condition=model.condition,
         query=model.query,
@@ -118,6 +124,15 @@ def _open(root: Path, scratch: Path, request: Request, progress: Progress) -> tu
         golden=FileEntry("golden.npz", 0, ""),
         gates=(),
     )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the tools that are installed; of the two ONNX Runtime wheels, one is."""
+    found = {}
+    for tool in TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[tool] = version(tool)
+    return found
 
 
 def _export(root: Path, model: Model, manifest: Manifest, precision: str, progress: Progress) -> Manifest:
@@ -144,21 +159,38 @@ def _write_golden(root: Path, model: Model, manifest: Manifest) -> Manifest:
     return replace(manifest, golden=describe_file(root, manifest.golden.file))
 
 
-def _sibling(out: Path, suffix: str) -> Path:
-    return out.parent / f".{out.name}.{os.getpid()}.{suffix}"
+def _beside(out: Path, suffix: str) -> Path:
+    """A new directory beside `out`, hidden, on the same file system."""
+    return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=suffix, dir=out.parent))
 
 
 @contextlib.contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A directory beside `out`, removed unless it was published."""
-    root = _sibling(out, "tmp")
+def held(folder: Path) -> Iterator[bool]:
+    """Lock a directory while its build lives; yields False if another process holds it. The lock dies with its process."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        root.mkdir()
-        yield root
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A directory beside `out`, removed unless it was published."""
+    root: Path | None = None
+    try:
+        root = _beside(out, STAGING)
+        root.chmod(0o755)
+        with held(root):
+            yield root
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error}); choose another place or free some space") from error
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        if root is not None:
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def publish(root: Path, out: Path, *, force: bool) -> None:
@@ -168,33 +200,23 @@ def publish(root: Path, out: Path, *, force: bool) -> None:
         return
     if not force:
         raise OutputExists(f"{out} was made by somebody else meanwhile; choose another name or pass --force")
-    aside = _sibling(out, "old")
-    os.rename(out, aside)
-    try:
-        os.rename(root, out)
-    except OSError:
-        os.rename(aside, out)
-        raise
+    with held(out):
+        aside = _beside(out, ASIDE)
+        os.rename(out, aside)
+        try:
+            os.rename(root, out)
+        except OSError:
+            os.rename(aside, out)
+            raise
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def recover(out: Path) -> None:
     """Clear away what builds that were killed left beside `out`; an old bundle without its successor gets its name back."""
-    for left in sorted(out.parent.glob(f".{out.name}.*.*")):
-        owner, suffix = left.name.removeprefix(f".{out.name}.").split(".", 1)
-        if suffix not in ("tmp", "old") or not owner.isdigit() or _alive(int(owner)):
-            continue
-        if suffix == "old" and not out.exists():
-            os.rename(left, out)
-        else:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    for suffix in (ASIDE, STAGING):
+        for left in sorted(out.parent.glob(f".{glob.escape(out.name)}.*{suffix}")):
+            with held(left) as abandoned:
+                if abandoned and suffix == ASIDE and not out.exists():
+                    os.rename(left, out)
+                elif abandoned:
+                    shutil.rmtree(left, ignore_errors=True)

@@ -84,7 +84,7 @@ def _read_safetensors(path: Path, role: str) -> tuple[Tensors, dict[str, Any]]:
         raise CheckpointError(f"--{role} {path} is not a whole safetensors file ({error}); download it again") from error
     try:
         metadata = json.loads(stored)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"--{role} {path} has metadata 'clapsep' that is not JSON ({error}); write it again") from error
     if not isinstance(metadata, dict):
         raise CheckpointError(f"--{role} {path} has metadata 'clapsep' that is not a JSON object; write it again")
@@ -144,10 +144,10 @@ class Problems:
                 self.lines.append(f"{where}{name} has shape {list(value.shape)} instead of {list(like.shape)}")
             elif not value.is_floating_point():
                 self.lines.append(f"{where}{name} is {value.dtype} instead of floating point")
-            elif not bool(torch.isfinite(value).all()):
+            elif not bool(torch.isfinite(single := value.to(torch.float32)).all()):
                 self.lines.append(f"{where}{name} has NaN or infinite values")
             else:
-                taken[name] = value.to(torch.float32)
+                taken[name] = single
         return taken
 
     def surplus(self, names: list[str]) -> None:

@@ -21,7 +21,7 @@ PATH = click.Path(path_type=Path)
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @debug_option
-def main(debug: bool) -> None:
+def main() -> None:
     """Turn a separation checkpoint into a verified bundle, and look after bundles."""
 
 
@@ -64,6 +64,7 @@ class Stages:
     help="Largest batch that plans are made for.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@debug_option
 def build(
     out: Path,
     clap: str | None,
@@ -100,6 +101,7 @@ def build(
 )
 @click.option("--clap", metavar="FILE", help="The CLAP checkpoint the bundle was built from, for --reference.")
 @click.option("--json", "as_json", is_flag=True, help="Print the gates as JSON.")
+@debug_option
 def verify(
     bundle: Path,
     engines: tuple[str, ...],
@@ -124,6 +126,7 @@ def verify(
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole manifest.")
+@debug_option
 def inspect(bundle: Path, as_json: bool) -> None:
     """Say what a bundle is, without any engine."""
     opened = Bundle.open(bundle)

@@ -42,6 +42,10 @@ class Model(ABC):
         """The graphs of a bundle."""
 
     @abstractmethod
+    def query_features(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The audio encoder's input [frames, n_mels] for a clip at its rate, no longer than its window, in PyTorch."""
+
+    @abstractmethod
     def separate(self, mixture: NDArray[np.float32], condition: NDArray[np.float32]) -> NDArray[np.float32]:
         """The reference path in PyTorch from mixture [B, n] to target [B, n], DSP included."""
 

@@ -26,6 +26,7 @@ LIMITS: dict[str, tuple[str, dict[str, float]]] = {
     "SI-SDR dB": (">=", {"fp32": 100}),
     "batch against single, max error": ("<=", {"fp32": 1e-4}),
     "hard-signal SNR dB": (">=", {"fp32": 90}),
+    "silence, max output": ("<=", {"fp32": 1e-6}),
     "mask values not finite": ("<=", {"fp32": 0}),
     "mask below 0 or above 1": ("<=", {"fp32": 0}),
 }
@@ -91,11 +92,13 @@ def _hard(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     alone = separator.separate_windows(windows[-1:], condition)
     yield "separator", "batch against single, max error", float(np.max(np.abs(alone[0] - found[-1])))
     mask = maps["mask"]
-    yield "separator", "mask values not finite", float(np.sum(~np.isfinite(mask)))
+    yield "separator", "mask values not finite", float(sum(np.sum(~np.isfinite(values)) for values in maps.values()))
     yield "separator", "mask below 0 or above 1", float(np.sum((mask < 0) | (mask > 1)))
     for name, wanted, wave in zip(golden.hard_names, golden.hard_target, found, strict=True):
         if np.any(wanted):
             yield str(name), "hard-signal SNR dB", snr(wanted, wave)
+        else:
+            yield str(name), "silence, max output", float(np.max(np.abs(wave)))
 
 
 STAGES: dict[str, Callable[[Separator, Golden], Iterator[Measurement]]] = {

@@ -28,7 +28,7 @@ CAPTIONS = (
     "someone plays the guitar",
     "waves at the beach",
 )
-CLIPS = (1, 2)  # seeds; the first is as long as the model's window, the others shorter
+CLIPS = (1, 2)  # seeds of the two query clips
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,31 @@ class Golden:
         """
         try:
             with np.load(path, allow_pickle=False) as data:
-                return cls(**{f.name: data[f.name] for f in fields(cls)})
+                golden = cls(**{f.name: data[f.name] for f in fields(cls)})
+            golden._check()
         except Exception as error:  # zip, header and dtype errors of hostile files have many types
             raise BundleError(f"{path} is not a golden.npz ({error}); build the bundle again") from error
+        return golden
+
+    def _check(self) -> None:
+        """A file that would measure nothing, or something else, is refused with ValueError."""
+        rows = [
+            (self.captions, self.input_ids, self.attention_mask, self.text_embedding),
+            (self.clip, self.clip_length, self.log_mel, self.audio_embedding),
+            (self.pairs, self.condition, self.target),
+            (self.hard_names, self.hard, self.hard_target),
+        ]
+        embeddings = len(self.captions) + len(self.clip)
+        complete = (
+            all(len({len(array) for array in group}) == 1 and len(group[0]) for group in rows)
+            and list(self.hard_names) == list(signals.HARD)
+            and self.pairs.shape[1:] == (2,)
+            and np.all((self.pairs >= -1) & (self.pairs < embeddings))
+            and np.all((self.clip_length > 0) & (self.clip_length <= self.clip.shape[1]))
+            and all(np.isfinite(a).all() for a in (self.text_embedding, self.audio_embedding, self.target, self.hard_target))
+        )
+        if not complete:
+            raise ValueError("its arrays do not belong together")
 
 
 def as_float(samples: NDArray[np.int16]) -> Float32:
@@ -88,7 +110,7 @@ def clips_of(golden: Golden) -> list[Float32]:
 
 
 def _clips(size: int, rate: int) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-    lengths = np.array([size // (1 + 2 * i) for i in range(len(CLIPS))])
+    lengths = np.array([size, 3 * size // 10])  # the second is repeated three times and filled with zeros
     rows = np.zeros((len(CLIPS), size), np.int16)
     for row, length, seed in zip(rows, lengths, CLIPS, strict=True):
         row[:length] = signals.query(int(length), rate, seed)
@@ -107,8 +129,7 @@ def make_golden(model: Model, family: Family, ids: Ids, mask: Ids) -> Golden:
     graphs = {spec.name: spec.module for spec in model.graphs()}
     text = _run(graphs["text_encoder"], ids, mask)
     clip, lengths = _clips(family.query_samples, family.query_sample_rate)
-    features = [family.query_features(as_float(row[:n]), family.query_sample_rate, None)[0] for row, n in zip(clip, lengths, strict=True)]
-    log_mel = np.stack(features)
+    log_mel = np.stack([model.query_features(as_float(row[:n])) for row, n in zip(clip, lengths, strict=True)])
     audio = _run(graphs["audio_encoder"], log_mel)
     pairs = np.array([[0, -1], [-1, 1], [2, 3], [len(text), 4]])
     embeddings = [*text, *audio]

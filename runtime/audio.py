@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import logging
+import operator
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from .dsp import Float32
 from .errors import AudioError, OutputError, OutputExists
 
 log = logging.getLogger(__name__)
+MAX_CHANNELS = 64
+BLOCK = 1 << 20  # samples
 HEADROOM = 0.9  # peaks above 1 are brought here before separation, and back after it
 FORMATS = {
     ".wav": "WAV",
@@ -41,22 +45,34 @@ class Audio:
     subtype: str = ""
 
 
-def check_samples(samples: NDArray[Any], sample_rate: int, what: str) -> Float32:
+def check_rate(sample_rate: int, what: str) -> int:
+    """A sample rate as an int; raises AudioError if it is none, or impossible."""
+    try:
+        rate = operator.index(sample_rate)
+    except TypeError as error:
+        raise AudioError(f"{what} has a sample rate of {sample_rate!r}; pass an integer in Hz") from error
+    if not 1 <= rate <= 1_000_000:
+        raise AudioError(f"{what} has a sample rate of {rate} Hz; pass a rate from 1 to 1000000 Hz")
+    return rate
+
+
+def check_samples(samples: NDArray[Any], what: str) -> Float32:
     """Samples as finite float32 [n] or [channels, n]; integers are scaled by their full range.
 
     Raises:
-        AudioError: wrong rank, no samples, NaN or infinite samples, or an impossible sample rate.
+        AudioError: not numbers, wrong rank, no samples, too many channels, NaN or infinite samples.
     """
-    array = np.asarray(samples)
+    try:
+        array = np.asarray(samples)
+    except ValueError as error:
+        raise AudioError(f"{what} is no array of samples ({error}); pass [n] or [channels, n]") from error
     if array.ndim not in (1, 2):
         raise AudioError(f"{what} has {array.ndim} axes; pass samples as [n] or [channels, n]")
     if array.size == 0:
         raise AudioError(f"{what} has no samples; pass at least one")
-    if not 1 <= sample_rate <= 1_000_000:
-        raise AudioError(f"{what} has a sample rate of {sample_rate} Hz; pass a rate from 1 to 1000000 Hz")
-    if array.dtype.kind in "iu":
-        if array.dtype.kind == "u":
-            raise AudioError(f"{what} has unsigned samples ({array.dtype}); pass float or signed integer samples")
+    if array.ndim == 2 and len(array) > MAX_CHANNELS:
+        raise AudioError(f"{what} has {len(array)} channels; transpose [n, channels] to [channels, n] (at most {MAX_CHANNELS})")
+    if array.dtype.kind == "i":
         array = array / -float(np.iinfo(array.dtype).min)
     elif array.dtype.kind != "f":
         raise AudioError(f"{what} has samples of type {array.dtype}; pass float or signed integer samples")
@@ -82,15 +98,22 @@ def read_audio(path: str | Path) -> Audio:
     if path.stat().st_size == 0:
         raise AudioError(f"{path} is empty; give a file with audio in it")
     try:
-        with sf.SoundFile(path) as file:
-            samples = file.read(dtype="float32", always_2d=True)
+        with path.open("rb") as stream, sf.SoundFile(stream) as file:
+            blocks = _blocks(file)
             rate, kind, subtype = file.samplerate, file.format, file.subtype
-    except (sf.LibsndfileError, OSError, RuntimeError) as error:
-        reason = getattr(error, "error_string", str(error))
-        raise AudioError(
-            f"{path} cannot be read as audio ({reason.strip().rstrip('.')}); give a WAV, FLAC, OGG, Opus or MP3 file"
-        ) from error
-    return Audio(check_samples(np.ascontiguousarray(samples.T), rate, str(path)), rate, kind, subtype)
+    except (sf.LibsndfileError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise AudioError(f"{path} cannot be read as audio ({reason}); give a WAV, FLAC, OGG, Opus or MP3 file") from error
+    samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((1, 0), np.float32)
+    return Audio(check_samples(samples, str(path)), check_rate(rate, str(path)), kind, subtype)
+
+
+def _blocks(file: Any) -> list[Float32]:
+    """All samples of an open file in blocks [channels, BLOCK or fewer]; the length in a header may be a lie."""
+    blocks = []
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block.T)
+    return blocks
 
 
 def to_mono(samples: Float32) -> Float32:
@@ -128,8 +151,11 @@ def output_format(path: Path, like: Audio) -> tuple[str, str]:
         raise AudioError(f"{path} has no known audio extension; use one of: {' '.join(FORMATS)}")
     if path.suffix.lower() == ".opus":
         return kind, "OPUS"
-    keep = like.subtype in sf.available_subtypes(kind) and (like.format == kind or like.subtype.startswith("PCM"))
-    return kind, like.subtype if keep else str(sf.default_subtype(kind))
+    available = sf.available_subtypes(kind)
+    if like.subtype in available and (like.format == kind or like.subtype.startswith("PCM")):
+        return kind, like.subtype
+    finest = "PCM_24" if "PCM_24" in available else sf.default_subtype(kind)  # never fewer bits than the input without need
+    return kind, str(finest)
 
 
 def write_audio(path: Path, samples: Float32, sample_rate: int, kind: str, subtype: str, *, force: bool = False) -> None:
@@ -158,28 +184,34 @@ def write_audio(path: Path, samples: Float32, sample_rate: int, kind: str, subty
         file.write(encoded.getbuffer())
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_file(path: Path, *, force: bool) -> Iterator[Any]:
     """A binary file that takes its name only when it is complete; without `force` it never replaces another."""
     if path.exists() and not force:
         raise OutputExists(f"{path} exists; choose another name or pass --force")
-    temporary: str | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        _give_name(temporary, path, force)
+    except FileExistsError as error:
+        raise OutputExists(f"{path} exists; choose another name or pass --force") from error
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place or free some space") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):  # what could not be made cannot be removed
+            temporary.unlink()
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _give_name(temporary: Path, path: Path, force: bool) -> None:
+    """A link, unlike a rename, fails if somebody made the file meanwhile; some file systems have none."""
+    try:
+        if not force:
+            os.link(temporary, path)
+            return
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    os.replace(temporary, path)

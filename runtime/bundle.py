@@ -49,6 +49,7 @@ class Bundle:
         bundle = cls(root, parse_manifest(manifest_path.read_bytes(), str(manifest_path)))
         for entry in bundle.manifest.files():
             bundle._locate(entry)
+        bundle._refuse_unlisted()
         return bundle
 
     def file(self, entry: FileEntry) -> Path:
@@ -74,11 +75,24 @@ class Bundle:
         for entry in self.manifest.files():
             self.file(entry)
 
+    def _refuse_unlisted(self) -> None:
+        """A graph can name any file near it as its weights; those that nobody vouches for must not be there."""
+        listed = {self.path / entry.file for entry in self.manifest.files()}
+        unlisted = [path for path in (self.path / "graphs").rglob("*") if path not in listed and not path.is_dir()]
+        if unlisted:
+            raise BundleError(f"{unlisted[0]} is not listed in {MANIFEST}; remove it or build the bundle again")
+
     def _locate(self, entry: FileEntry) -> Path:
         relative = PurePosixPath(entry.file)
         if relative.is_absolute() or ".." in relative.parts or "\\" in entry.file or "\0" in entry.file:
             raise UnsafePath(f"{self.path / MANIFEST} names {entry.file!r}, which lies outside the bundle; do not use this bundle")
         path = self.path / relative
+        try:
+            return self._checked(path, entry)
+        except (OSError, ValueError, RuntimeError) as error:  # names too long, not encodable, or links in a circle
+            raise BundleError(f"{self.path / MANIFEST} names a file that cannot be opened ({error}); build the bundle again") from error
+
+    def _checked(self, path: Path, entry: FileEntry) -> Path:
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise UnsafePath(f"{path} is a link that leads outside the bundle; do not use this bundle")
         if not path.is_file():

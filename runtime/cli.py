@@ -22,7 +22,7 @@ EXISTING = click.Path(path_type=Path)
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @debug_option
-def main(debug: bool) -> None:
+def main() -> None:
     """Extract from recordings the sound that a text or an example describes."""
 
 
@@ -66,6 +66,7 @@ def main(debug: bool) -> None:
 @click.option("--normalize/--no-normalize", default=None, help="Unit-norm condition vector or not.  [default: the bundle's rule]")
 @click.option("--crop", type=click.Choice(CROPS), help="Which part of a long audio query counts.  [default: the bundle's rule]")
 @click.option("--force", is_flag=True, help="Overwrite existing outputs.")
+@debug_option
 def separate(
     bundle: Path,
     mixtures: tuple[Path, ...],
@@ -86,15 +87,14 @@ def separate(
     jobs = _outputs(mixtures, output, force)
     separator = Separator(bundle, engine, threads=threads, normalize=normalize, crop=crop, overlap=overlap)
     condition = separator.condition(Query(positive, positive_audio, alpha), Query(negative, negative_audio, alpha))
-    _make_directory(jobs[0][1].parent)
     with click.progressbar(jobs, label="separating", file=sys.stderr, item_show_func=_name) as bar:
         for source, target in bar:
             mixture = audio.read_audio(source)
             kind, subtype = audio.output_format(target, mixture)
             samples = separator.separate(mixture.samples, mixture.sample_rate, condition=condition)
+            _make_directory(target.parent)
             audio.write_audio(target, samples, mixture.sample_rate, kind, subtype, force=force)
-    for _, target in jobs:
-        click.echo(target)
+            click.echo(target)
 
 
 def _name(job: tuple[Path, Path] | None) -> str | None:
@@ -107,6 +107,8 @@ def _outputs(mixtures: tuple[Path, ...], output: Path, force: bool) -> list[tupl
     jobs = [(source, output / source.name if into else output) for source in mixtures]
     targets = [target for _, target in jobs]
     for source, target in jobs:
+        if not source.is_file():
+            raise InputError(f"{source} is not a file; check the path")
         if target.exists() and source.exists() and target.samefile(source):
             raise InputError(f"{target} would overwrite its own mixture; choose another output")
         if target.exists() and not force:

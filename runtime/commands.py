@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -10,29 +11,46 @@ import click
 
 from .errors import ClapsepError
 
+DEBUG = "clapsep.debug"
+
 
 class Command(click.Group):
     """A click group whose failures are one sentence on stderr and an exit code; `--debug` lets the traceback through."""
 
     def invoke(self, ctx: click.Context) -> Any:
         logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING)
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             return super().invoke(ctx)
         except ClapsepError as error:
-            if ctx.params.get("debug"):
+            if ctx.meta.get(DEBUG):
                 raise
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted; every output is whole or absent", err=True)
             ctx.exit(130)
-        except (click.ClickException, click.exceptions.Exit):
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except Exception as error:
-            if ctx.params.get("debug"):
+            if ctx.meta.get(DEBUG):
                 raise
+            if isinstance(error, ModuleNotFoundError):
+                click.echo(f"error: {error.name} is not installed; run: pip install 'clapsep-export[cpu,export]'", err=True)
+                ctx.exit(1)
             click.echo(f"error: unexpected {type(error).__name__}: {error}; run again with --debug and report it", err=True)
             ctx.exit(1)
 
 
-debug_option = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def _interrupt(_signal: int, _frame: object) -> None:
+    """SIGTERM cleans up like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _remember(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    ctx.meta[DEBUG] = ctx.meta.get(DEBUG, False) or value
+
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_remember, help="Show the traceback of an error."
+)

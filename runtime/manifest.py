@@ -7,11 +7,12 @@ import json
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..engines.engine import TensorSpec
 from .errors import ManifestError, SchemaVersionError
 
+T = TypeVar("T")
 FORMAT = "clapsep-bundle"
 SCHEMA_VERSION = 1
 
@@ -113,7 +114,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         SchemaVersionError: a schema version that this code does not know.
     """
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{where} is not valid JSON ({error}); build the bundle again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -124,6 +125,19 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
             "install the clapsep-export that wrote it, or build the bundle again"
         )
     return _decode(Manifest, data, where)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def decode(kind: type[T], value: Any, where: str) -> T:
+    """`value`, as JSON gives it, as an instance of the frozen dataclass `kind`.
+
+    Raises:
+        ManifestError: a field is missing or mistyped; the message gives its path.
+    """
+    return _decode(kind, value, where)
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:

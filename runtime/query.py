@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import check_samples, read_audio, to_mono
+from .audio import check_rate, check_samples, read_audio, to_mono
 from .dsp import Float32
 from .errors import QueryError
 from .family import Family
@@ -42,9 +42,12 @@ class Query:
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        if isinstance(self.audio, str | Path) or (len(self.audio) == 2 and isinstance(self.audio[1], int)):
+        single = isinstance(self.audio, tuple) and len(self.audio) == 2 and isinstance(self.audio[1], int)
+        if single or not isinstance(self.audio, list | tuple):
             raise QueryError("Query.audio must be a list of clips; put a single clip into a list")
-        if not 0 <= self.alpha <= 1:
+        if not (self.text is None or isinstance(self.text, str)):
+            raise QueryError(f"Query.text is {type(self.text).__name__}; give a str")
+        if not isinstance(self.alpha, float | int) or not 0 <= self.alpha <= 1:
             raise QueryError(f"alpha is {self.alpha}; give a weight from 0 (text only) to 1 (audio only)")
 
     @property
@@ -80,11 +83,16 @@ class QueryEncoder:
 
     def text(self, texts: Sequence[str]) -> Float32:
         """Unit embeddings [n, embedding] of n texts."""
-        return np.stack([self._cached("text:" + text, lambda t=text: self._encode_text(t)) for text in texts])
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise QueryError("texts must be a list of str; put a single text into a list")
+        return self._stack([self._cached("text:" + text, lambda t=text: self._encode_text(t)) for text in texts])
 
     def audio(self, clips: Sequence[Clip]) -> Float32:
         """Unit embeddings [n, embedding] of n clips."""
-        return np.stack([self._audio(clip) for clip in clips])
+        return self._stack([self._audio(clip) for clip in clips])
+
+    def _stack(self, rows: list[Float32]) -> Float32:
+        return np.stack(rows) if rows else np.zeros((0, self._family.embedding_size), np.float32)
 
     def embed(self, query: Query) -> Float32 | None:
         """Embedding [embedding] of a query, None for an empty one. Mixed and averaged vectors are not normalised again."""
@@ -124,7 +132,9 @@ class QueryEncoder:
             audio = read_audio(clip)
             samples, rate = audio.samples, audio.sample_rate
         else:
-            samples, rate = check_samples(clip[0], clip[1], "an audio query"), clip[1]
+            if not (isinstance(clip, tuple) and len(clip) == 2):
+                raise QueryError(f"a clip is a path or (samples, sample rate), not {type(clip).__name__}")
+            samples, rate = check_samples(clip[0], "an audio query"), check_rate(clip[1], "an audio query")
         mono = np.ascontiguousarray(to_mono(samples))
         key = f"audio:{rate}:{hashlib.sha256(mono.tobytes()).hexdigest()}"
         return self._cached(key, lambda: self._encode_audio(mono, rate))

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import Engine, EngineOptions, open_engine
-from .audio import check_samples, fit_length, headroom_gain, resample
+from ..engines import KINDS, Engine, EngineOptions, open_engine
+from .audio import check_rate, check_samples, fit_length, headroom_gain, resample
 from .bundle import Bundle
+from .clap import CROPS
 from .dsp import Float32
-from .errors import QueryError
+from .errors import AudioError, EngineUnavailable, QueryError
 from .family import open_family
 from .query import Clip, Query, QueryEncoder, as_query
 from .tokenizer import Tokenizer
@@ -53,6 +54,10 @@ class Separator:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.family = open_family(self.bundle.manifest)
+        if engine not in KINDS:
+            raise EngineUnavailable(f"there is no engine kind '{engine}'; choose one of: {', '.join(KINDS)}")
+        if crop is not None and crop not in CROPS:
+            raise QueryError(f"there is no crop policy '{crop}'; choose one of: {', '.join(CROPS)}")
         self.engine_kind, self._options, self._normalize = engine, EngineOptions(threads), normalize
         limit = self.family.window_samples / self.family.sample_rate / 2
         if not 0 <= overlap <= limit:
@@ -72,7 +77,9 @@ class Separator:
 
     def engine(self, graph: str) -> Engine:
         """The engine of one graph, loaded on first use after its files have been checked."""
-        with self._lock:
+        if graph in self._engines:
+            return self._engines[graph]
+        with self._lock:  # one load at a time; graphs already loaded do not wait
             if graph not in self._engines:
                 self._engines[graph] = open_engine(self.engine_kind, self.bundle.graph(graph), self._options)
             return self._engines[graph]
@@ -96,7 +103,10 @@ class Separator:
 
     def mask(self, windows: NDArray[Any], condition: Float32) -> Float32:
         """Mask [B, frames, bins] for windows [B, window_samples] at the model's rate."""
-        inputs, _ = self.family.features(np.asarray(windows, np.float32))
+        windows = check_samples(windows, "the windows")
+        if windows.ndim != 2 or windows.shape[1] != self.family.window_samples:
+            raise AudioError(f"windows must be [B, {self.family.window_samples}], not {list(windows.shape)}; cut or pad them")
+        inputs, _ = self.family.features(windows)
         return self.maps(inputs, condition)["mask"]
 
     def separate(
@@ -121,7 +131,7 @@ class Separator:
         Raises:
             AudioError, QueryError, EngineError
         """
-        samples = check_samples(mixture, sample_rate, "the mixture")
+        samples, sample_rate = check_samples(mixture, "the mixture"), check_rate(sample_rate, "the mixture")
         if condition is None:
             condition = self.condition(positive, negative)
         elif positive is not None or negative is not None:

@@ -44,5 +44,5 @@ class Tokenizer:
 
 
 def _encodable(text: str) -> str:
-    """Lone surrogates (from undecodable command-line bytes) cannot be tokenised; they become U+FFFD."""
+    """Lone surrogates (from undecodable command-line bytes) cannot be tokenised; they become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

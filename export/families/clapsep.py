@@ -172,8 +172,10 @@ def hyper_parameters(*metadata: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in (item for m in metadata for item in m.items()):
         if key in About.__dataclass_fields__:
             continue
-        if key not in HYPER or type(value) not in (int, float) or value <= 0:
-            raise CheckpointError(f"the checkpoint's metadata has {key} = {value!r}; it may set {', '.join(HYPER)} to positive numbers")
+        if key not in HYPER or type(value) not in (int, float) or not 0 < value < 1e7:
+            raise CheckpointError(
+                f"the checkpoint's metadata has {key} = {value!r}; it may set {', '.join(HYPER)} to numbers from 0 to 1e7"
+            )
         values[key] = type(HYPER[key])(value)
     return values
 
@@ -285,6 +287,14 @@ class ClapsepModel(Model):
         ]
 
     @torch.inference_mode()
+    def query_features(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:
+        front_end = self.signal.front_end
+        x = (torch.from_numpy(clip).clamp(-1, 1) * 32767).to(torch.int16).float() / 32767
+        repeated = x.repeat(front_end.clip_samples // len(x))
+        filled = nn.functional.pad(repeated, (0, front_end.clip_samples - len(repeated)))
+        return torch_dsp.log_mel(filled[None].double(), front_end)[0].float().numpy()
+
+    @torch.inference_mode()
     def separate(self, mixture: NDArray[np.float32], condition: NDArray[np.float32]) -> NDArray[np.float32]:
         """Any length from n_fft / 2 + 1 samples to the encoder's rows: the modules take fewer frames than the graphs do."""
         x, dsp = torch.from_numpy(mixture), self.signal
@@ -304,6 +314,8 @@ def open_model(clap: Checkpoint | None, checkpoint: Checkpoint) -> ClapsepModel:
     parts = split(clap, checkpoint)
     metadata = [c.metadata for c in (clap, checkpoint) if c is not None]
     hyper, described = hyper_parameters(*metadata), about(*metadata)
+    if hyper["spec_size"] > 4096 or hyper["context"] > 4096:
+        raise CheckpointError(f"the checkpoint's metadata asks for a model beyond reason ({hyper}); give the published files")
     try:
         config = infer_config(parts, hyper)
         dsp = ClapsepDsp(window_samples=hyper["window_samples"], n_fft=2 * (config.bins - 1), n_mels=config.clap.audio.n_mels)

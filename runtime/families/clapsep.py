@@ -14,7 +14,7 @@ from ..clap import CROPS, ClapFrontEnd
 from ..dsp import Complex, Float32, istft, resample_2_3, stft
 from ..errors import QueryError
 from ..family import Family
-from ..manifest import Manifest
+from ..manifest import Manifest, decode
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,60 @@ class ClapsepDsp:
         return ClapFrontEnd(rate, samples, self.mel_n_fft, hop, self.n_mels, self.fmin, self.fmax)
 
 
+@dataclass(frozen=True)
+class ConditionRule:
+    """Sizes of an embedding and of the condition, and whether training's unit norm is the default."""
+
+    embedding_size: int
+    size: int
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class QueryRule:
+    """Token context, default crop policy, whether clips pass through 16-bit integers, and the words a small model knows."""
+
+    context: int
+    crop: str
+    int16_round_trip: bool
+    words: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"crop must be one of {CROPS}")
+
+
 class Clapsep(Family):
     """CLAPSep bound to one bundle's constants."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self.dsp = ClapsepDsp(**{f.name: manifest.dsp[f.name] for f in fields(ClapsepDsp)})
+        missing = [f.name for f in fields(ClapsepDsp) if f.name not in manifest.dsp]
+        if missing:  # the defaults are for making models, not for reading them
+            raise ValueError(f"dsp lacks {', '.join(missing)}")
+        self.dsp = decode(ClapsepDsp, manifest.dsp, "dsp")
+        self.rule = decode(ConditionRule, manifest.condition, "condition")
+        self.query = decode(QueryRule, manifest.query, "query")
         self.front_end = self.dsp.front_end
         self.sample_rate, self.window_samples = self.dsp.sample_rate, self.dsp.window_samples
         self.query_sample_rate, self.query_samples = self.front_end.sample_rate, self.front_end.clip_samples
-        self.embedding_size = int(manifest.condition["embedding_size"])
-        self.condition_size = 2 * self.embedding_size
-        self.normalize = bool(manifest.condition["normalize"])
-        self.crop, self.int16 = str(manifest.query["crop"]), bool(manifest.query["int16_round_trip"])
+        self.embedding_size, self.condition_size = self.rule.embedding_size, 2 * self.rule.embedding_size
+        self._compare_with_graphs(manifest)
+
+    def _compare_with_graphs(self, manifest: Manifest) -> None:
+        """Constants that do not describe the graphs would be found out late, or fill the memory first."""
+        dsp, e = self.dsp, self.embedding_size
+        expected = {
+            "text_encoder": [(self.query.context,), (self.query.context,), (e,)],
+            "audio_encoder": [(dsp.frames, dsp.n_mels), (e,)],
+            "separator": [(dsp.frames, dsp.bins), (dsp.frames, dsp.n_mels), (2 * e,), (dsp.frames, dsp.bins)],
+        }
+        for name, shapes in expected.items():
+            graph = manifest.graphs.get(name)
+            if graph is None:
+                raise ValueError(f"there is no graph '{name}'")
+            found = [t.shape[1:] for t in (*graph.inputs, *graph.outputs)]
+            if found[: len(shapes)] != shapes:
+                raise ValueError(f"graph '{name}' has {found} where the constants say {shapes}")
 
     def features(self, windows: Float32) -> tuple[dict[str, Float32], Complex]:
         """Paper section III-A: magnitude at 32 kHz for the mask net, log-mel at 48 kHz for the encoder."""
@@ -91,16 +133,16 @@ class Clapsep(Family):
             raise QueryError("neither a positive nor a negative query was given; say what to extract or what to remove")
         empty = np.zeros(self.embedding_size, np.float32)
         joined = np.concatenate([empty if half is None else half for half in (positive, negative)])
-        if self.normalize if normalize is None else normalize:
+        if self.rule.normalize if normalize is None else normalize:
             joined = joined / max(float(np.linalg.norm(joined)), 1e-12)
         return joined.astype(np.float32)
 
     def query_features(self, waveform: Float32, sample_rate: int, crop: str | None) -> Float32:
-        policy = crop or self.crop
+        policy = crop or self.query.crop
         if policy not in CROPS:
             raise QueryError(f"there is no crop policy '{policy}'; choose one of: {', '.join(CROPS)}")
         at_rate = resample(waveform, sample_rate, self.front_end.sample_rate)
-        return self.front_end.log_mel(self.front_end.clips(at_rate, policy, int16=self.int16))
+        return self.front_end.log_mel(self.front_end.clips(at_rate, policy, int16=self.query.int16_round_trip))
 
 
 FAMILY = Clapsep

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from clapsep.export.build import Request, build, publish, recover
+from clapsep.export.build import Request, build, held, publish, recover, staging
 from clapsep.export.graph import FORBIDDEN
 from clapsep.runtime import Bundle, Separator
 from clapsep.runtime.errors import GateError, InputError, OutputError, OutputExists
@@ -173,16 +173,59 @@ def test_kill_leaves_no_bundle_and_the_next_build_cleans_up(files, tmp_path, sta
 
 
 def test_a_swap_that_was_killed_half_way_is_undone(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    aside = tmp_path / f".x.clapsep.{dead.pid}.old"
-    aside.mkdir()
-    mine = tmp_path / f".x.clapsep.{os.getpid()}.tmp"
-    mine.mkdir()
-    recover(tmp_path / "x.clapsep")
-    assert (tmp_path / "x.clapsep").is_dir()
-    assert not aside.exists()
-    assert mine.exists()  # its build is still running
+    out = tmp_path / "x[1].clapsep"
+    aside, dead, living = (tmp_path / f".{out.name}.{name}" for name in ("a.replaced", "b.building", "c.building"))
+    for folder in (aside, dead, living):
+        folder.mkdir()
+    (aside / "old").touch()
+    with held(living):
+        recover(out)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, out.name]
+    assert (out / "old").exists()
+
+
+def test_two_builds_of_one_bundle_leave_each_other_alone(tmp_path):
+    out = tmp_path / "x.clapsep"
+    with staging(out) as first, staging(out) as second:
+        recover(out)
+        assert first != second
+        assert first.is_dir()
+        assert second.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_a_bundle_stays_a_link(tmp_path, files):
+    (tmp_path / "link.clapsep").symlink_to("real.clapsep")
+    stages = []
+
+    def stop(stage):
+        stages.extend(p.name for p in tmp_path.glob(".*"))
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        build(tmp_path / "link.clapsep", request(files), stop)
+    assert all(name.startswith(".real.clapsep.") for name in stages)
+    assert (tmp_path / "link.clapsep").is_symlink()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_end_cleans_up_at_once(files, tmp_path, sign):
+    words = [sys.executable, "-m", "clapsep.export", "build", tmp_path / "x.clapsep", "--demo"]
+    process = subprocess.Popen([*map(str, words)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("exporting text_encoder" in line for line in process.stderr)
+    process.send_signal(sign)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130
+    assert "Traceback" not in rest
+    assert [p.name for p in tmp_path.iterdir()] == ["files"]
+
+
+def test_a_missing_extra_is_named():
+    code = "import sys; sys.modules['torch'] = None; from clapsep.export.cli import main; main(['build', '/tmp/x.clapsep', '--demo'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: torch is not installed; run: pip install 'clapsep-export[cpu,export]'"
 
 
 def test_a_full_disk_leaves_nothing(files, small_disk):

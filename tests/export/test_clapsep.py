@@ -151,6 +151,9 @@ def test_the_wrong_clap_for_this_checkpoint_is_noticed(files):
     [
         {"spec_size": -1},
         {"color": 3},
+        {"spec_size": float("inf")},
+        {"spec_size": 2**17},
+        {"lora_alpha": float("nan")},
         {"weights": "stolen"},
         {"words": "rain"},
         {"words": [1]},

@@ -30,11 +30,11 @@ def accept(bundle, name):
 def test_verify_passes_on_an_honest_bundle(run, demo_bundle):
     before = {p: p.read_bytes() for p in demo_bundle.rglob("*") if p.is_file()}
     done = run("clapsep-export", "verify", demo_bundle)
-    assert done.stdout.count("✓") == 23
+    assert done.stdout.count("✓") == 24
     assert "✗" not in done.stdout
     assert {p: p.read_bytes() for p in demo_bundle.rglob("*") if p.is_file()} == before
     rows = json.loads(run("clapsep-export", "verify", demo_bundle, "--json").stdout)
-    assert len(rows) == 23
+    assert len(rows) == 24
     assert all(row["passed"] for row in rows)
 
 
@@ -75,6 +75,37 @@ def test_a_golden_file_that_is_none(run, copy, content):
     (copy / "golden.npz").write_bytes(content)
     accept(copy, "golden.npz")
     assert "golden.npz" in run("clapsep-export", "verify", copy, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda g: g.update(pairs=g["pairs"][:0], condition=g["condition"][:0], target=g["target"][:0]),
+        lambda g: g.update(hard_names=g["hard_names"][:0], hard=g["hard"][:0], hard_target=g["hard_target"][:0]),
+        lambda g: g.update(pairs=g["pairs"] + 99),
+        lambda g: g.update(clip_length=g["clip_length"] * 0),
+        lambda g: g.update(target=g["target"] * np.nan),
+        lambda g: g.pop("mixture"),
+    ],
+)
+def test_golden_files_that_would_measure_nothing(demo_bundle, tmp_path, change):
+    with np.load(demo_bundle / "golden.npz") as data:
+        arrays = dict(data)
+    change(arrays)
+    np.savez(tmp_path / "g.npz", **arrays)
+    with pytest.raises(BundleError, match=r"g\.npz is not a golden"):
+        Golden.load(tmp_path / "g.npz")
+
+
+def test_the_front_end_is_measured_against_an_independent_one(demo_bundle, monkeypatch):
+    """A runtime that fills short clips wrongly must not pass, neither in a build nor in verify."""
+    from clapsep.export.gates import run_gates
+    from clapsep.runtime import Separator
+    from clapsep.runtime.clap import ClapFrontEnd
+
+    monkeypatch.setattr(ClapFrontEnd, "_repeat_pad", lambda self, x: np.resize(x, self.clip_samples))
+    gates = run_gates(Separator(demo_bundle), Golden.load(demo_bundle / "golden.npz"), lambda _: None)
+    assert "log-mel error dB" in {gate.metric for gate in gates if not gate.passed}
 
 
 def test_golden_files_are_never_unpickled(tmp_path):

@@ -9,8 +9,10 @@ import pytest
 import soundfile as sf
 from clapsep.runtime.audio import (
     Audio,
+    check_rate,
     check_samples,
     headroom_gain,
+    new_file,
     output_format,
     read_audio,
     resample,
@@ -39,6 +41,7 @@ def test_formats_follow_the_extension_and_keep_the_word_length():
     from pathlib import Path
 
     assert output_format(Path("x.flac"), like) == ("FLAC", "PCM_24")
+    assert output_format(Path("x.flac"), Audio(like.samples, 8000, "WAV", "FLOAT")) == ("FLAC", "PCM_24")
     assert output_format(Path("x.ogg"), like) == ("OGG", "VORBIS")
     assert output_format(Path("x.opus"), like) == ("OGG", "OPUS")
     assert output_format(Path("x.mp3"), like)[0] == "MP3"
@@ -68,24 +71,34 @@ def test_unreadable_files_say_why(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("samples", "rate", "reason"),
+    ("samples", "reason"),
     [
-        (np.zeros((2, 2, 2), np.float32), 8000, "3 axes"),
-        (np.zeros(0, np.float32), 8000, "no samples"),
-        (np.zeros(5, np.uint8), 8000, "unsigned"),
-        (np.array(["a"]), 8000, "type"),
-        (np.zeros(5, np.complex64), 8000, "complex"),
-        (np.zeros(5, np.float32), 0, "0 Hz"),
-        (np.full(5, 1e300), 8000, "infinite"),
+        (np.zeros((2, 2, 2), np.float32), "3 axes"),
+        (np.zeros(0, np.float32), "no samples"),
+        (np.zeros((0, 5), np.float32), "no samples"),
+        (np.zeros(5, np.uint8), "uint8"),
+        (np.array(["a"]), "type"),
+        (np.zeros(5, np.complex64), "complex"),
+        (np.full(5, 1e300), "infinite"),
+        (np.zeros((16000, 2), np.float32), "transpose"),
+        ([[1.0, 2.0], [3.0]], "no array"),
+        (None, "0 axes"),
     ],
 )
-def test_arrays_that_cannot_be_audio(samples, rate, reason):
+def test_arrays_that_cannot_be_audio(samples, reason):
     with pytest.raises(AudioError, match=reason):
-        check_samples(samples, rate, "it")
+        check_samples(samples, "it")
+
+
+@pytest.mark.parametrize("rate", [0, -1, 10**7, 44100.0, None, "8000"])
+def test_rates_that_cannot_be(rate):
+    with pytest.raises(AudioError, match="sample rate"):
+        check_rate(rate, "it")
+    assert check_rate(np.int64(8000), "it") == 8000
 
 
 def test_integers_are_scaled_by_their_range():
-    np.testing.assert_array_equal(check_samples(np.array([-32768, 16384], np.int16), 8000, "it"), [-1, 0.5])
+    np.testing.assert_array_equal(check_samples(np.array([-32768, 16384], np.int16), "it"), [-1, 0.5])
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,6 +138,35 @@ def test_full_scale_is_kept_in_float_and_avoided_in_integers(tmp_path, caplog):
         write_audio(tmp_path / "i.wav", x, 8000, "WAV", "PCM_16")
     assert "lowered by 6.02 dB" in caplog.text
     np.testing.assert_allclose(read_audio(tmp_path / "i.wav").samples, x / 2, atol=1e-4)
+
+
+def test_a_file_made_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "a.wav"
+    with pytest.raises(OutputExists), new_file(path, force=False):
+        path.write_bytes(b"theirs")
+    assert path.read_bytes() == b"theirs"
+    assert os.listdir(tmp_path) == ["a.wav"]
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    sf.write(tmp_path / "x.wav", np.zeros(9), 8000)
+    os.rename(tmp_path / "x.wav", path)
+    assert read_audio(path).samples.shape == (1, 9)
+    write_audio(path.with_name(os.fsdecode(b"\xe9.wav")), np.zeros((1, 9), np.float32), 8000, "WAV", "FLOAT")
+
+
+def test_a_header_that_promises_too_much(tmp_path):
+    """A FLAC whose STREAMINFO claims 2^36 - 1 samples."""
+    sf.write(tmp_path / "a.flac", np.random.default_rng(0).uniform(-1, 1, 9000), 8000)
+    content = bytearray((tmp_path / "a.flac").read_bytes())
+    content[21] |= 0x0F
+    content[22:26] = b"\xff\xff\xff\xff"
+    (tmp_path / "a.flac").write_bytes(content)
+    try:
+        assert read_audio(tmp_path / "a.flac").samples.shape == (1, 9000)
+    except AudioError:
+        pass
 
 
 def test_what_a_format_cannot_hold(tmp_path):

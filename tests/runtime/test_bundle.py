@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from clapsep.runtime import Bundle, Separator
 from clapsep.runtime import errors as e
+from clapsep.runtime.family import open_family
 from clapsep.runtime.manifest import parse_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,7 +80,19 @@ def test_constants_travel_inside_each_graph(demo_bundle):
         (lambda m: m["dsp"].update(hop="320"), e.ManifestError),
         (lambda m: m["dsp"].pop("hop"), e.ManifestError),
         (lambda m: m["dsp"].update(window_samples=10**12), e.ManifestError),
+        (lambda m: m["dsp"].update(window_samples=2**29), e.ManifestError),
+        (lambda m: m["dsp"].update(fmax=float("nan")), e.ManifestError),
         (lambda m: m["condition"].pop("embedding_size"), e.ManifestError),
+        (lambda m: m["condition"].update(embedding_size=7), e.ManifestError),
+        (lambda m: m["condition"].update(embedding_size=float("inf")), e.ManifestError),
+        (lambda m: m["condition"].update(normalize="false"), e.ManifestError),
+        (lambda m: m["query"].pop("context"), e.ManifestError),
+        (lambda m: m["query"].update(context=-5), e.ManifestError),
+        (lambda m: m["query"].update(crop="random"), e.ManifestError),
+        (lambda m: m["query"].update(words="rain"), e.ManifestError),
+        (lambda m: m["golden"].update(file="\ud800"), e.BundleError),
+        (lambda m: m["golden"].update(file="x" * 5000), e.BundleError),
+        (lambda m: m["graphs"].pop("text_encoder"), e.BundleError),
     ],
 )
 def test_edited_manifests_are_refused_by_type(copy, change, error):
@@ -108,6 +121,19 @@ def test_truncated_files_are_noticed_at_once(copy, name):
         Bundle.open(copy)
 
 
+def test_links_in_a_circle(copy):
+    (copy / "golden.npz").unlink()
+    (copy / "golden.npz").symlink_to("golden.npz")
+    with pytest.raises(e.BundleError):
+        Bundle.open(copy)
+
+
+def test_weights_that_nobody_vouches_for(copy):
+    (copy / "graphs" / "hidden.bin").write_bytes(b"x")
+    with pytest.raises(e.BundleError, match=r"hidden\.bin is not listed"):
+        Bundle.open(copy)
+
+
 def test_links_out_of_the_bundle_are_refused(copy, tmp_path):
     path = copy / "golden.npz"
     path.rename(tmp_path / "golden.npz")
@@ -124,7 +150,7 @@ def test_places_that_are_no_bundles(tmp_path):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=10,
 )
@@ -144,7 +170,11 @@ def test_any_field_may_hold_anything(demo_bundle, data):
         node[key] = value
         break
     try:
-        parse_manifest(json.dumps(manifest), "m")
+        parsed = parse_manifest(json.dumps(manifest), "m")
+        parsed.to_json()
+        open_family(parsed)
+        for entry in parsed.files():
+            Bundle(demo_bundle, parsed)._locate(entry)
     except e.BundleError:
         pass
 

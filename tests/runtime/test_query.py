@@ -115,7 +115,7 @@ def test_crop_policies_reach_the_embedding(demo_bundle):
     assert not np.allclose(found["start"], found["loudest"], atol=1e-3)
     np.testing.assert_array_equal(found["start"], Separator(demo_bundle).encode_audio([clip])[0])
     with pytest.raises(QueryError, match="choose one of: start"):
-        Separator(demo_bundle, crop="random").encode_audio([clip])
+        Separator(demo_bundle, crop="random")
 
 
 def test_queries_that_make_no_sense(separator):
@@ -125,6 +125,18 @@ def test_queries_that_make_no_sense(separator):
         Query(audio="rain.wav")
     with pytest.raises(QueryError, match="not int"):
         separator.condition(3)
+    with pytest.raises(QueryError, match="list of clips"):
+        Query(audio=None)
+    with pytest.raises(QueryError, match="alpha is 0.5"):
+        Query("rain", alpha="0.5")
+    with pytest.raises(QueryError, match="int; give a str"):
+        Query(5)
+    for texts in ("dog", [None]):
+        with pytest.raises(QueryError, match="list of str"):
+            separator.encode_text(texts)
+    with pytest.raises(QueryError, match="not ndarray"):
+        separator.encode_audio([np.zeros(5)])
+    assert separator.encode_text([]).shape == separator.encode_audio([]).shape == (0, 128)
     with pytest.raises(AudioError, match="NaN"):
         separator.condition(Query(audio=[(np.full(100, np.nan, np.float32), 48000)]))
 

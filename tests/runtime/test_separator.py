@@ -94,7 +94,9 @@ def test_bad_arrays_and_engines(demo_bundle, separator):
     with pytest.raises(AudioError, match="2 NaN"):
         separator.separate(np.array([0, np.nan, np.inf]), 32000, "rain")
     with pytest.raises(EngineUnavailable, match="no engine kind"):
-        Separator(demo_bundle, engine="cuda").separate(noise(100), 32000, "rain")
+        Separator(demo_bundle, engine="cuda")
+    with pytest.raises(AudioError, match="windows must be"):
+        separator.mask(np.zeros((1, 5), np.float32), np.zeros(256, np.float32))
     with pytest.raises(QueryError, match="overlap of 9"):
         Separator(demo_bundle, overlap=9)
 
