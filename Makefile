@@ -3,10 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-fast lint clean
+TRAINING ?= build/training
+MINUTES ?= 75
+
+.PHONY: demo demo-model test test-fast lint clean
 
 demo: $(READY)
 	$(BIN)/python benchmarks/demo.py demo
+
+# Trains the demo model from nothing (about 90 minutes on 2 cores) and puts it into the package; resumes if it was stopped.
+demo-model: $(READY)
+	mkdir -p $(TRAINING)
+	$(BIN)/python -m training.pool --out $(TRAINING)
+	$(BIN)/python -m training.pretrain --pool $(TRAINING)
+	$(BIN)/python -m training.train --pool $(TRAINING) --out export/demo_model --minutes $(MINUTES)
 
 test: lint
 	$(BIN)/python -m pytest

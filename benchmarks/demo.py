@@ -1,11 +1,10 @@
-"""`make demo`: build the demo bundle with the real command, separate a recording twice with the queries swapped, show the result.
+"""`make demo`: build the demo bundle, ask one recording for a siren and for speech, measure and show what comes out.
 
 Usage: python benchmarks/demo.py FOLDER
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,59 +12,55 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import soundfile as sf
-from clapsep.export import signals
 from clapsep.runtime import Bundle
-from clapsep.runtime.audio import read_audio, resample
+from clapsep.runtime.audio import read_audio
 from clapsep.runtime.dsp import stft
-from clapsep.runtime.metrics import snr
+from clapsep.runtime.metrics import snr_improvement
 from numpy.typing import NDArray
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-RATE, SECONDS = 32000, 6
-QUERIES = {"siren": "a siren", "speech": "a person speaking"}
+EXAMPLES = Path(__file__).parent / "examples"
+QUERIES = {"siren": "an ambulance wailing", "speech": "a person speaking"}
 Samples = NDArray[np.float32]
 
 
-def speech(folder: Path) -> Samples:
-    """Speech by espeak-ng, or something like it where espeak-ng is not installed."""
-    n = RATE * SECONDS
-    if shutil.which("espeak-ng") is None:
-        return signals.speech_like(n, RATE, 1).astype(np.float32)
-    path = folder / "espeak.wav"
-    text = "Say what you want to hear, and what you do not, and get that sound out of a recording."
-    subprocess.run(["espeak-ng", "-s", "150", "-w", str(path), text], check=True)
-    spoken = read_audio(path)
-    path.unlink()
-    return np.resize(resample(spoken.samples[0], spoken.sample_rate, RATE), n)
-
-
-def render(folder: Path) -> dict[str, Samples]:
-    """The two sources at equal loudness, and their mixture, written as WAV files."""
-    sources = {"siren": signals.chirps(RATE * SECONDS, RATE).astype(np.float32), "speech": speech(folder)}
-    sources = {name: 0.1 * x / np.sqrt(np.mean(x**2)) for name, x in sources.items()}
-    sources["mixture"] = np.sum(list(sources.values()), axis=0, dtype=np.float32)
-    for name, x in sources.items():
-        sf.write(folder / f"{name}.wav", x, RATE, subtype="FLOAT")
-    return sources
-
-
 def run(*words: object) -> None:
-    print("$", *words)
+    print("$ python -m", *words, flush=True)
     subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
 
 
-def picture(path: Path, panels: dict[str, Samples], title: str) -> None:
-    """Spectrograms, one a panel."""
+def separate(bundle: Path, folder: Path) -> dict[str, Samples]:
+    """Ask twice, with the queries swapped; returns what the picture shows."""
+    sources = {name: read_audio(EXAMPLES / f"{name}.flac") for name in QUERIES}
+    rate = sources["siren"].sample_rate
+    mixture = np.sum([audio.samples[0] for audio in sources.values()], axis=0)
+    sf.write(folder / "mixture.wav", mixture, rate, subtype="FLOAT")
+    panels = {"mixture": mixture}
+    for wanted, other in (("siren", "speech"), ("speech", "siren")):
+        out = folder / f"{wanted}.wav"
+        words = ["--positive", QUERIES[wanted], "--negative", QUERIES[other], "-o", out, "--force"]
+        run("clapsep.runtime", "separate", bundle, folder / "mixture.wav", *words)
+        truth, found = sources[wanted].samples[0], read_audio(out).samples[0]
+        better = snr_improvement(truth, found, mixture)
+        worse = snr_improvement(sources[other].samples[0], found, mixture)
+        print(f"asked for {wanted}: SDR improvement {better:+.1f} dB for {wanted}, {worse:+.1f} dB for {other}")
+        panels |= {f"{wanted}, true": truth, f"{wanted}, extracted": found}
+    return panels
+
+
+def picture(path: Path, panels: dict[str, Samples], rate: int, title: str) -> None:
+    """Spectrograms side by side."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3), sharey=True, layout="constrained")
     for axis, (name, x) in zip(axes, panels.items(), strict=True):
         level = 20 * np.log10(np.abs(stft(x, 1024, 320)).T + 1e-3)
-        axis.imshow(level, origin="lower", aspect="auto", vmin=-40, vmax=40, extent=(0, SECONDS, 0, RATE / 2000), cmap="magma")
+        extent = (0, len(x) / rate, 0, rate / 2000)
+        axis.imshow(level, origin="lower", aspect="auto", vmin=-35, vmax=35, extent=extent, cmap="magma")
         axis.set(title=name, xlabel="s", ylim=(0, 8))
     axes[0].set_ylabel("kHz")
     figure.suptitle(title, fontsize="small")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def main(folder: Path) -> None:
@@ -73,20 +68,11 @@ def main(folder: Path) -> None:
     bundle = folder / "demo.clapsep"
     if not bundle.exists():
         run("clapsep.export", "build", bundle, "--demo")
-    sources = render(folder)
-    panels = {"mixture": sources["mixture"]}
-    for wanted, other in (("siren", "speech"), ("speech", "siren")):
-        out = folder / f"extracted-{wanted}.wav"
-        words = ["--positive", QUERIES[wanted], "--negative", QUERIES[other], "-o", out, "--force"]
-        run("clapsep.runtime", "separate", bundle, folder / "mixture.wav", *words)
-        target = read_audio(out).samples[0]
-        gain = snr(sources[wanted], target) - snr(sources[wanted], sources["mixture"])
-        print(f"asked for {wanted}: SDR improvement {gain:+.1f} dB")
-        panels |= {f"{wanted}: truth": sources[wanted], f"{wanted}: extracted": target}
-    generated = Bundle.open(bundle).manifest.weights == "generated"
-    note = "weights are GENERATED, not trained: the path runs end to end, nothing is separated" if generated else ""
-    picture(folder / "demo.png", panels, note)
-    print(note or "listen to the files:", *sorted(str(path) for path in folder.glob("*.[wp]*")), sep="\n  ")
+    panels = separate(bundle, folder)
+    rate = Bundle.open(bundle).manifest.dsp["sample_rate"]
+    queries = " / ".join(f'"{query}"' for query in QUERIES.values())
+    picture(folder / "demo.png", panels, rate, f"demo model, one mixture, asked for {queries}")
+    print("listen and look:", *sorted(str(path) for path in folder.glob("*.[wp]*")), sep="\n  ")
 
 
 if __name__ == "__main__":

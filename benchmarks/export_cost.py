@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clapsep.export.clapsep import SeparatorConfig
-from clapsep.export.demo import write_demo
+from clapsep.export.synthetic import write_generated
 from clapsep.runtime import Bundle
 from clapsep.runtime.families.clapsep import ClapsepDsp
 
@@ -38,7 +38,7 @@ def build(folder: Path, files: tuple[Path, Path, Path]) -> dict[str, Any]:
 
 def main(result: Path, runs: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        files = write_demo(Path(scratch), SeparatorConfig(), ClapsepDsp())
+        files = write_generated(Path(scratch), SeparatorConfig(), ClapsepDsp(), seed=1)
         observations = [build(Path(scratch), files) for _ in range(runs)]
         toolchain = Bundle.open(Path(scratch) / "full.clapsep").manifest.toolchain
     seconds = [o["seconds"] for o in observations]

@@ -19,8 +19,8 @@ from ..runtime.errors import InputError, OutputError, OutputExists
 from ..runtime.family import open_family
 from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.tokenizer import Tokenizer
+from . import demo
 from .checkpoint import read_checkpoint
-from .demo import write_demo
 from .family import Model, open_model
 from .gates import Progress, measure, require
 from .golden import CAPTIONS, make_golden
@@ -80,10 +80,7 @@ def _refuse(out: Path, request: Request) -> None:
 
 
 def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
-    scratch = root / "scratch"
-    scratch.mkdir()
-    model, manifest = _open(root, scratch, request, progress)
-    shutil.rmtree(scratch)
+    model, manifest = _open(root, request, progress)
     manifest = _export(root, model, manifest, request.precision, progress)
     progress("reference outputs in PyTorch")
     manifest = _write_golden(root, model, manifest)
@@ -95,11 +92,10 @@ def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
     return manifest
 
 
-def _open(root: Path, scratch: Path, request: Request, progress: Progress) -> tuple[Model, Manifest]:
+def _open(root: Path, request: Request, progress: Progress) -> tuple[Model, Manifest]:
     """Read the inputs; the manifest as far as it is known without graphs."""
     if request.demo:
-        progress("generating the demo model's weights")
-        clap_path, path, tokenizer_path = write_demo(scratch)
+        clap_path, path, tokenizer_path = demo.CLAP, demo.CHECKPOINT, demo.TOKENIZER
     else:
         progress("fetching the files")
         clap_path = None if request.clap is None else fetch(request.clap)

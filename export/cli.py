@@ -45,7 +45,7 @@ class Stages:
     metavar="DIR|FILE",
     help="RoBERTa's tokenizer.json, or vocab.json and merges.txt.  [default: from the hub]",
 )
-@click.option("--demo", is_flag=True, help="A small model with generated weights in place of the checkpoints.")
+@click.option("--demo", is_flag=True, help="The small model that comes with this package, in place of the checkpoints.")
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
 @click.option(
     "--engine",
@@ -79,12 +79,12 @@ def build(
     """Export checkpoints to a bundle and prove that nothing was lost."""
     from .build import Request
     from .build import build as run
+    from .describe import ORIGINS
     from .gates import table
 
     manifest = run(out, Request(clap, checkpoint, tokenizer, demo, precision, engines, max_batch, force), Stages())
     click.echo(table(manifest.gates))
-    if manifest.weights == "generated":
-        click.echo("note: the weights are generated, not trained; this bundle runs but does not separate", err=True)
+    click.echo(f"weights: {ORIGINS[manifest.weights]}", err=True)
     click.echo(out)
 
 

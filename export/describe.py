@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from ..engines.engine import TensorSpec
 from ..runtime.bundle import Bundle
 
+ORIGINS = {
+    "checkpoint": "from checkpoint files",
+    "demo": "the demo model, trained on procedural sounds only",
+    "generated": "generated, not trained: runs, does not separate",
+}
+
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{s.name} {s.dtype} [{', '.join(map(str, s.shape))}]" for s in specs)
@@ -20,7 +26,7 @@ def describe(bundle: Bundle) -> str:
 def _lines(bundle: Bundle) -> Iterator[str]:
     m = bundle.manifest
     yield f"{bundle.path}: {m.family} {m.variant}, {sum(f.size for f in m.files()) / 1e6:.1f} MB"
-    yield f"weights    {'generated: runs, does not separate' if m.weights == 'generated' else m.weights}"
+    yield f"weights    {ORIGINS.get(m.weights, m.weights)}"
     for source in m.sources:
         yield f"source     --{source.role} {source.name}, {source.size} bytes, sha256 {source.sha256[:16]}…"
     yield f"toolchain  {', '.join(f'{name} {v}' for name, v in m.toolchain.items())}"

@@ -7,11 +7,22 @@ its name, as a sum of four 16-bit integers (near normal), then scaled so that ac
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from ..runtime.families.clapsep import ClapsepDsp
+from .clap import AudioEncoder, TextEncoder
+from .clapsep import Separator, SeparatorConfig
+from .families.clapsep import TUNED, describe_sizes
+from .golden import CAPTIONS
+from .vocabulary import train_tokenizer
 
 VERSION = "clapsep-gen-v1"
 UNIT = np.float32(np.sqrt(3.0) / 65536.0)  # makes the sum of four uniform 16-bit integers unit variance
@@ -82,3 +93,18 @@ def generate(name: str, shape: Iterable[int], seed: int) -> NDArray[np.float32]:
     if key.endswith("decoder_model.mask_net.0.weight"):
         x[:, -64:] *= np.float32(4)  # the columns that depend on the query weigh more
     return np.asarray(x)
+
+
+def write_generated(folder: Path, config: SeparatorConfig, dsp: ClapsepDsp, seed: int) -> tuple[Path, Path, Path]:
+    """Write a checkpoint pair of any size and a tokenizer into `folder`, laid out as published ones; returns their paths."""
+    with torch.device("meta"):
+        towers = {**TextEncoder(config.clap).state_dict(), **AudioEncoder(config.clap, dsp.frames).state_dict()}
+        separator = Separator(config).state_dict()
+    own = {n: t for n, t in separator.items() if n.startswith("decoder_model.") or TUNED.search(n)}
+    clap, checkpoint, tokenizer = (folder / name for name in ("clap.safetensors", "clapsep.safetensors", "tokenizer.json"))
+    metadata = {"clapsep": json.dumps({**describe_sizes(config, dsp), "weights": "generated"})}
+    for path, tensors, prefix in ((clap, towers, "module."), (checkpoint, own, "")):
+        arrays = {prefix + n: torch.from_numpy(generate(prefix + n, t.shape, seed)) for n, t in tensors.items()}
+        save_file(arrays, path, metadata)
+    train_tokenizer(CAPTIONS, min(config.clap.text.vocab, 512)).save(str(tokenizer))
+    return clap, checkpoint, tokenizer

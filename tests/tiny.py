@@ -11,8 +11,8 @@ import torch
 from clapsep.export.checkpoint import Checkpoint, read_checkpoint
 from clapsep.export.clap import ClapConfig, TextConfig
 from clapsep.export.clapsep import SeparatorConfig
-from clapsep.export.demo import write_demo
 from clapsep.export.htsat import HtsatConfig
+from clapsep.export.synthetic import write_generated
 from clapsep.runtime.families.clapsep import ClapsepDsp
 from safetensors.torch import load_file, save_file
 
@@ -57,7 +57,7 @@ def metadata(path: Path) -> dict:
 
 
 def variant(folder: Path, **changes: object) -> Files:
-    return Files(*write_demo(folder, dataclasses.replace(TINY, **changes), DSP))
+    return Files(*write_generated(folder, dataclasses.replace(TINY, **changes), DSP, seed=1))
 
 
 def read(files: Files) -> tuple[Checkpoint, Checkpoint]:

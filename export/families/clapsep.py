@@ -180,6 +180,19 @@ def hyper_parameters(*metadata: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def describe_sizes(config: SeparatorConfig, dsp: ClapsepDsp) -> dict[str, int | float]:
+    """What a safetensors file must say in its metadata about a model of other than the published sizes; see `hyper_parameters`."""
+    text = config.clap.text
+    return {
+        "spec_size": config.clap.audio.spec_size,
+        "window_samples": dsp.window_samples,
+        "context": text.context,
+        "text_head_dim": text.hidden // text.heads,
+        "mask_heads": config.mask_heads,
+        "lora_alpha": config.lora_alpha,
+    }
+
+
 def about(*metadata: Mapping[str, Any]) -> About:
     """What the files' metadata say of the weights; the last file that speaks counts."""
     described = About()

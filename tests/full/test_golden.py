@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from clapsep.export.checkpoint import read_checkpoint
-from clapsep.export.demo import CAPTIONS
 from clapsep.export.families.clapsep import TUNED, ClapsepModel, open_model
+from clapsep.export.golden import CAPTIONS
 from clapsep.export.vocabulary import train_tokenizer
 from clapsep.runtime import Separator
 from clapsep.runtime.dsp import resample_2_3

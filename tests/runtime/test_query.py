@@ -150,3 +150,12 @@ def test_tokenizer_frames_pads_and_truncates(demo_bundle):
     assert ids[2, 0] == 0
     assert ids[2, 76] == 2
     np.testing.assert_array_equal(mask, (ids != 1).astype(np.int64))
+
+
+def test_words_that_the_model_has_never_seen_are_named_once(demo_bundle, caplog):
+    separator = Separator(demo_bundle)
+    with caplog.at_level(logging.WARNING):
+        separator.condition("a dog barking", "Zebra, xylophone")
+        separator.condition("a zebra")
+        separator.condition("the sound of rain")
+    assert [record.getMessage() for record in caplog.records] == ["the model has never seen the words: xylophone, zebra"]
