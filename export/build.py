@@ -56,8 +56,9 @@ def build(out: Path, request: Request, progress: Progress) -> Manifest:
         ExportError, GateError: nothing was published.
     """
     out = Path(os.path.realpath(out))  # a link stays a link
-    _refuse(out, request)
+    _refuse_usage(out, request)
     recover(out)
+    _refuse_overwriting(out, request.force)
     with staging(out) as root:
         manifest = _fill(root, request, progress)
         progress("publishing")
@@ -65,15 +66,18 @@ def build(out: Path, request: Request, progress: Progress) -> Manifest:
     return manifest
 
 
-def _refuse(out: Path, request: Request) -> None:
-    """What can be refused is refused before anything is computed."""
+def _refuse_usage(out: Path, request: Request) -> None:
+    """What can be refused is refused before anything is touched."""
     if request.demo == (request.checkpoint is not None) or (request.demo and request.clap):
         raise InputError("give --clap and --checkpoint, or --demo in their place")
     if out.suffix != ".clapsep":
         raise InputError(f"{out} does not end in .clapsep, as bundles do; choose another name")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a directory; create it first")
-    if out.exists() and not request.force:
+
+
+def _refuse_overwriting(out: Path, force: bool) -> None:
+    if out.exists() and not force:
         raise OutputExists(f"{out} exists; choose another name or pass --force")
     if out.exists() and not (out / MANIFEST).is_file():
         raise OutputExists(f"{out} is not a bundle, so --force does not replace it; choose another name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,20 @@ def run() -> Run:
         assert done.returncode == code, f"exit {done.returncode}: {done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done
+
+    return call
+
+
+@pytest.fixture
+def start():
+    """Start a command whose stderr is read; unlike a child of a shell's background job it listens to SIGINT."""
+
+    def listen() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def call(command: str, *args: object) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", COMMANDS[command], *map(str, args)]
+        return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
 
     return call
 

@@ -134,7 +134,7 @@ def test_force_replaces(run, demo_bundle, wav, tmp_path):
     assert sf.info(tmp_path / "out.wav").frames == 16000
 
 
-def test_interrupt_leaves_no_output(demo_bundle, wav, tmp_path):
+def test_interrupt_leaves_no_output(start, demo_bundle, wav, tmp_path):
     source = wav(n=32000 * 200)
     words = [
         sys.executable,

@@ -1,17 +1,13 @@
 import subprocess
 import sys
 
-HEAVY = ("torch", "onnx", "onnxruntime", "polygraphy", "scipy", "librosa")
+HEAVY = ("torch", "onnx", "onnxruntime", "polygraphy", "scipy", "librosa", "soundfile", "soxr", "tokenizers")
 
 
-def test_importing_the_runtime_is_light_and_fast():
-    code = (
-        "import time; t = time.perf_counter(); import clapsep.runtime; t = time.perf_counter() - t; import sys;"
-        f"print(t, *[m for m in {HEAVY} if m in sys.modules])"
-    )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() for _ in range(5)]
-    assert all(len(words) == 1 for words in runs), runs
-    assert min(float(words[0]) for words in runs) < 0.2
+def test_importing_the_runtime_imports_nothing_heavy():
+    """How long it takes is measured by benchmarks/footprint.py."""
+    code = f"import clapsep.runtime, sys; print(*[m for m in {HEAVY} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 
 
 def test_separating_needs_no_heavy_package(demo_bundle):
