@@ -155,10 +155,10 @@ def test_a_failed_gate_publishes_nothing(files, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_kill_leaves_no_bundle_and_the_next_build_cleans_up(files, tmp_path, stage):
+def test_kill_leaves_no_bundle_and_the_next_build_cleans_up(start, files, tmp_path, stage):
     out = tmp_path / "x.clapsep"
-    words = [sys.executable, "-m", "clapsep.export", "build", out, "--clap", files.clap, "--checkpoint", files.checkpoint]
-    process = subprocess.Popen([*map(str, words), "--tokenizer", str(files.tokenizer)], stderr=subprocess.PIPE, text=True)
+    words = ["--clap", files.clap, "--checkpoint", files.checkpoint, "--tokenizer", files.tokenizer]
+    process = start("clapsep-export", "build", out, *words)
     assert process.stderr is not None
     assert any(stage in line for line in process.stderr)
     process.send_signal(signal.SIGKILL)
@@ -209,9 +209,8 @@ def test_a_link_to_a_bundle_stays_a_link(tmp_path, files):
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_a_polite_end_cleans_up_at_once(files, tmp_path, sign):
-    words = [sys.executable, "-m", "clapsep.export", "build", tmp_path / "x.clapsep", "--demo"]
-    process = subprocess.Popen([*map(str, words)], stderr=subprocess.PIPE, text=True)
+def test_a_polite_end_cleans_up_at_once(start, files, tmp_path, sign):
+    process = start("clapsep-export", "build", tmp_path / "x.clapsep", "--demo")
     assert process.stderr is not None
     assert any("exporting text_encoder" in line for line in process.stderr)
     process.send_signal(sign)

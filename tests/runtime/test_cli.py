@@ -136,19 +136,7 @@ def test_force_replaces(run, demo_bundle, wav, tmp_path):
 
 def test_interrupt_leaves_no_output(start, demo_bundle, wav, tmp_path):
     source = wav(n=32000 * 200)
-    words = [
-        sys.executable,
-        "-m",
-        "clapsep.runtime",
-        "separate",
-        demo_bundle,
-        source,
-        "--positive",
-        "x",
-        "-o",
-        tmp_path / "o.wav",
-    ]
-    process = subprocess.Popen([*map(str, words)], stderr=subprocess.PIPE, text=True)
+    process = start("clapsep", "separate", demo_bundle, source, "--positive", "x", "-o", tmp_path / "o.wav")
     assert process.stderr is not None
     assert "separating" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
