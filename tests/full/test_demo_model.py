@@ -44,22 +44,25 @@ def means(demo_bundle):
 
 
 def test_it_extracts_what_is_asked_by_text_audio_and_both(means):
-    assert min(means[name] for name in ("PN", "audio PN", "both PN")) > 5
+    assert min(means[name] for name in ("PN", "audio PN", "both PN")) >= 10
+    assert means["P"] >= 8.5
+    assert means["+10 dB"] >= 3
 
 
 def test_swapped_queries_extract_the_other_source(means):
-    assert means["swapped"] > 5
+    assert means["swapped"] >= 9
     assert means["swapped, first"] < 0
 
 
 def test_more_is_known_with_both_queries_than_with_one(means):
-    assert means["PN"] > means["P"] + 0.1
-    assert means["PN"] > means["N"] + 0.1
+    assert means["PN"] > means["P"] + 0.2
+    assert means["PN"] > means["N"] + 0.4
 
 
 def test_the_better_the_input_the_smaller_the_gain(means):
-    assert means["-10 dB"] > means["PN"] + 1 > means["+10 dB"] + 2
+    assert means["-10 dB"] > means["PN"] + 2
+    assert means["PN"] > means["+10 dB"] + 2
 
 
 def test_what_is_not_there_is_quiet(means):
-    assert means["absent"] > 5
+    assert means["absent"] >= 15
