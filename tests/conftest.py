@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(path) for path in (HERE, HERE.parent, HERE.parent / "benchmarks")]  # helpers, training, scripts
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = {"clapsep": "clapsep.runtime", "clapsep-export": "clapsep.export"}

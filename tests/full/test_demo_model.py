@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from clapsep.runtime import Separator
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import quality
+from clapsep.runtime import Separator
 
 pytestmark = pytest.mark.slow
 MIXTURES = 150
