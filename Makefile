@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 TRAINING ?= build/training
-MINUTES ?= 75
+MINUTES ?= 65
 
 .PHONY: demo demo-model test test-fast lint clean
 
@@ -16,7 +16,8 @@ demo-model: $(READY)
 	mkdir -p $(TRAINING)
 	$(BIN)/python -m training.pool --out $(TRAINING)
 	$(BIN)/python -m training.pretrain --pool $(TRAINING)
-	$(BIN)/python -m training.train --pool $(TRAINING) --out export/demo_model --minutes $(MINUTES)
+	$(BIN)/python -m training.train --pool $(TRAINING) --out $(TRAINING)/out --minutes $(MINUTES)
+	cp $(TRAINING)/out/*.safetensors $(TRAINING)/out/tokenizer.json export/demo_model/
 
 test: lint
 	$(BIN)/python -m pytest
