@@ -111,7 +111,7 @@ def _check_archive(path: Path, role: str) -> None:
         return
     try:
         members = zipfile.ZipFile(path).infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # a damaged directory raises more than BadZipFile
         raise CheckpointError(f"--{role} {path} is a damaged archive ({error}); download it again") from error
     if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > path.stat().st_size:
         raise CheckpointError(f"--{role} {path} is a compressed archive, which torch.save never writes; it is not read")
