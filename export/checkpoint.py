@@ -92,10 +92,10 @@ def _read_safetensors(path: Path, role: str) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _read_torch(path: Path, role: str) -> Tensors:
-    _check_archive(path, role)
+    archive = _check_archive(path, role)
     try:
         with torch.serialization.safe_globals(NUMPY):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
         raise CheckpointError(f"--{role} {path} {_why(str(error))}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -105,16 +105,17 @@ def _read_torch(path: Path, role: str) -> Tensors:
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-def _check_archive(path: Path, role: str) -> None:
-    """torch.save stores its zip members as they are; anything else could unpack to any size."""
-    if not zipfile.is_zipfile(path):
-        return
+def _check_archive(path: Path, role: str) -> bool:
+    """Whether the file is a zip; torch.save stores its members as they are, anything else could unpack to any size."""
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         members = zipfile.ZipFile(path).infolist()
     except Exception as error:  # a damaged directory raises more than BadZipFile
         raise CheckpointError(f"--{role} {path} is a damaged archive ({error}); download it again") from error
     if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > path.stat().st_size:
         raise CheckpointError(f"--{role} {path} is a compressed archive, which torch.save never writes; it is not read")
+    return True
 
 
 def _why(message: str) -> str:
