@@ -39,7 +39,7 @@ def separate(bundle: Path, folder: Path) -> dict[str, Samples]:
     sf.write(folder / "mixture.wav", mixture, rate, subtype="FLOAT")
     panels = {"mixture": mixture}
     for wanted, other in (("siren", "speech"), ("speech", "siren")):
-        out = folder / f"{wanted}.wav"
+        out = folder / f"{wanted}-extracted.wav"
         words = ["--positive", QUERIES[wanted], "--negative", QUERIES[other], "-o", out, "--force"]
         run("clapsep.runtime", "separate", bundle, folder / "mixture.wav", *words)
         truth, found = sources[wanted].samples[0], read_audio(out).samples[0]

@@ -25,7 +25,7 @@ from .family import Model, open_model
 from .gates import Progress, measure, require
 from .golden import CAPTIONS, make_golden
 from .graph import export_graph
-from .hub import fetch
+from .hub import SCHEME, fetch
 from .vocabulary import read_tokenizer
 
 ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
@@ -70,6 +70,9 @@ def _refuse_usage(out: Path, request: Request) -> None:
     """What can be refused is refused before anything is touched."""
     if request.demo == (request.checkpoint is not None) or (request.demo and request.clap):
         raise InputError("give --clap and --checkpoint, or --demo in their place")
+    for flag, location in (("clap", request.clap), ("checkpoint", request.checkpoint), ("tokenizer", request.tokenizer)):
+        if location is not None and not location.startswith(SCHEME) and not Path(location).exists():
+            raise InputError(f"--{flag} {location} does not exist; check the path")
     if out.suffix != ".clapsep":
         raise InputError(f"{out} does not end in .clapsep, as bundles do; choose another name")
     if not out.parent.is_dir():

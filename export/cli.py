@@ -14,6 +14,7 @@ from .. import __version__
 from ..engines import KINDS
 from ..runtime.bundle import Bundle
 from ..runtime.commands import Command, debug_option
+from ..runtime.errors import InputError
 
 PATH = click.Path(path_type=Path)
 
@@ -113,9 +114,11 @@ def verify(
     """Check a bundle's files and run its gates again on this machine."""
     from .gates import measure, require, table
 
+    if reference and clap is None:
+        raise InputError("--reference laion_clap needs the CLAP checkpoint that the bundle was built from; give it with --clap")
     stages = Stages()
     gates = measure(bundle, engines, stages)
-    if reference:
+    if reference and clap:
         from .reference import compare
 
         gates += compare(Bundle.open(bundle), clap, reference_python, engines[0], stages)

@@ -22,15 +22,13 @@ from .hub import fetch
 WORKER = Path(__file__).with_name("laion_clap_worker.py")
 
 
-def compare(bundle: Bundle, clap: str | None, python: str, engine: str, progress: Progress) -> tuple[Gate, ...]:
+def compare(bundle: Bundle, clap: str, python: str, engine: str, progress: Progress) -> tuple[Gate, ...]:
     """Gates between the bundle's embeddings of golden.npz's captions and clips and laion_clap's.
 
     Raises:
-        InputError: no CLAP checkpoint, or another than the bundle was built from.
+        InputError: another CLAP checkpoint than the bundle was built from.
         ClapsepError: the other environment cannot run laion_clap.
     """
-    if clap is None:
-        raise InputError("--reference laion_clap needs the CLAP checkpoint that the bundle was built from; give it with --clap")
     progress("reading the CLAP checkpoint")
     checkpoint = read_checkpoint(fetch(clap), "clap")
     if checkpoint.source.sha256 not in {source.sha256 for source in bundle.manifest.sources}:

@@ -171,7 +171,12 @@ def write_audio(path: Path, samples: Float32, sample_rate: int, kind: str, subty
 
     peak = float(np.max(np.abs(samples)))
     if peak > 1 and subtype not in ("FLOAT", "DOUBLE"):
-        log.warning("%s: lowered by %.2f dB because %s cannot hold its peak", path, 20 * np.log10(peak), subtype)
+        log.warning(
+            "%s: lowered by %.2f dB because %s cannot hold its peak; write a float .wav to keep the level",
+            path,
+            20 * np.log10(peak),
+            subtype,
+        )
         samples = samples / np.float32(peak)
     encoded = io.BytesIO()
     try:

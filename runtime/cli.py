@@ -19,6 +19,13 @@ from .separator import OVERLAP_SECONDS, Separator
 EXISTING = click.Path(path_type=Path)
 
 
+def _single(_ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """click would keep the last of several values in silence."""
+    if len(values) > 1:
+        raise click.UsageError(f"--{parameter.name} was given {len(values)} times; give one text (examples may be several)")
+    return values[0] if values else None
+
+
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @debug_option
@@ -29,8 +36,8 @@ def main() -> None:
 @main.command()
 @click.argument("bundle", type=EXISTING)
 @click.argument("mixtures", metavar="MIXTURE...", type=EXISTING, nargs=-1, required=True)
-@click.option("--positive", metavar="TEXT", help="What to extract.")
-@click.option("--negative", metavar="TEXT", help="What to leave out.")
+@click.option("--positive", metavar="TEXT", multiple=True, callback=_single, help="What to extract.")
+@click.option("--negative", metavar="TEXT", multiple=True, callback=_single, help="What to leave out.")
 @click.option(
     "--positive-audio",
     metavar="FILE",
@@ -51,7 +58,7 @@ def main() -> None:
     metavar="OUT",
     type=EXISTING,
     required=True,
-    help="Output file, or directory for several mixtures.",
+    help="Output file; a directory if it exists as one, has no extension, or takes several mixtures.",
 )
 @click.option("--engine", type=click.Choice(KINDS), default="onnxruntime", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Engine threads.  [default: one per physical core]")
@@ -104,6 +111,8 @@ def _name(job: tuple[Path, Path] | None) -> str | None:
 def _outputs(mixtures: tuple[Path, ...], output: Path, force: bool) -> list[tuple[Path, Path]]:
     """(source, target) of every mixture; everything that can be refused is refused before anything is computed."""
     into = output.is_dir() or len(mixtures) > 1 or not output.suffix
+    if into and not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in audio.FORMATS):
+        raise InputError(f"{output} cannot be the directory for {len(mixtures)} outputs; give a directory")
     jobs = [(source, output / source.name if into else output) for source in mixtures]
     targets = [target for _, target in jobs]
     for source, target in jobs:

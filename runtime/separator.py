@@ -52,6 +52,8 @@ class Separator:
         crop: str | None = None,
         overlap: float = OVERLAP_SECONDS,
     ) -> None:
+        if threads is not None and not (type(threads) is int and threads > 0):
+            raise QueryError(f"threads is {threads!r}; give a positive integer or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.family = open_family(self.bundle.manifest)
         if engine not in KINDS:
@@ -60,7 +62,7 @@ class Separator:
             raise QueryError(f"there is no crop policy '{crop}'; choose one of: {', '.join(CROPS)}")
         self.engine_kind, self._options, self._normalize = engine, EngineOptions(threads), normalize
         limit = self.family.window_samples / self.family.sample_rate / 2
-        if not 0 <= overlap <= limit:
+        if not isinstance(overlap, float | int) or not 0 <= overlap <= limit:
             raise QueryError(f"an overlap of {overlap} s does not fit the model's window; give 0 to {limit:g} s")
         self._overlap = round(overlap * self.family.sample_rate)
         self._engines: dict[str, Engine] = {}

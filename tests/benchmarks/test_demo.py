@@ -18,7 +18,7 @@ def test_the_demo_extracts_each_source_in_turn(demo_bundle, tmp_path):
     mixture = read(tmp_path / "mixture.wav")
     truth = {name: read(ROOT / "benchmarks" / "examples" / f"{name}.flac") for name in ("siren", "speech")}
     for wanted, other in (("siren", "speech"), ("speech", "siren")):
-        found = read(tmp_path / f"{wanted}.wav")
+        found = read(tmp_path / f"{wanted}-extracted.wav")
         assert snr_improvement(truth[wanted], found, mixture) > 3
         assert snr_improvement(truth[other], found, mixture) < snr_improvement(truth[wanted], found, mixture) - 3
     assert (tmp_path / "demo.png").stat().st_size > 10_000

@@ -241,9 +241,9 @@ def test_a_full_disk_leaves_nothing(files, small_disk):
         (["x.clapsep", "--demo", "--checkpoint", "y"], 2, "or --demo in their place"),
         (["x.onnx", "--demo"], 2, "does not end in .clapsep"),
         (["no/x.clapsep", "--demo"], 2, "not a directory"),
-        (["x.clapsep", "--checkpoint", "none.ckpt", "--tokenizer", "t"], 2, "none.ckpt is not a file"),
+        (["x.clapsep", "--checkpoint", "none.ckpt", "--tokenizer", "t"], 2, "none.ckpt does not exist"),
         (["x.clapsep", "--demo", "--precision", "int3"], 2, "--precision"),
-        (["x.clapsep", "--checkpoint", "hf://just-a-name", "--tokenizer", "t"], 2, "not a hub address"),
+        (["x.clapsep", "--checkpoint", "hf://just-a-name", "--tokenizer", "."], 2, "not a hub address"),
     ],
 )
 def test_wrong_usage(run, tmp_path, args, code, words):

@@ -74,6 +74,9 @@ def failures(tmp_path, wav, demo):
         "unknown extension": ([demo, good, *ask, "-o", tmp_path / "out.doc"], 2, ["out.doc", ".flac"]),
         "no such folder": ([demo, good, *ask, "-o", tmp_path / "no" / "out.wav"], 2, ["not a directory"]),
         "below a file": ([demo, good, *ask, "-o", good / "deep"], 1, ["cannot be created"]),
+        "two texts": ([demo, good, *ask, "--positive", "wind", "-o", out], 2, ["--positive was given 2 times"]),
+        "file as directory": ([demo, good, good, *ask, "-o", out], 2, ["give a directory"]),
+        "stdout": ([demo, good, *ask, "-o", "-"], 2, ["give a directory"]),
         "missing query audio": ([demo, good, "--positive-audio", tmp_path / "q.wav", "-o", out], 2, ["q.wav"]),
     }
 
@@ -96,6 +99,9 @@ NAMES = [
     "unknown extension",
     "no such folder",
     "below a file",
+    "two texts",
+    "file as directory",
+    "stdout",
     "missing query audio",
 ]
 

@@ -97,6 +97,9 @@ def test_bad_arrays_and_engines(demo_bundle, separator):
         Separator(demo_bundle, engine="cuda")
     with pytest.raises(AudioError, match="windows must be"):
         separator.mask(np.zeros((1, 5), np.float32), np.zeros(256, np.float32))
+    for threads in (0, -3, "2", 2.5):
+        with pytest.raises(QueryError, match="threads is"):
+            Separator(demo_bundle, threads=threads)
     with pytest.raises(QueryError, match="overlap of 9"):
         Separator(demo_bundle, overlap=9)
 
