@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from clapsep.runtime import Query, Separator
-from clapsep.runtime.metrics import cosine, si_sdr, snr
+from clapsep.runtime.metrics import cosine, si_sdr, si_sdr_improvement, snr, snr_improvement
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -122,8 +122,12 @@ class Judge:
 def gains(scene: Scene, out: Float32, wanted: int) -> Row:
     """SDR and SI-SDR of the answer and their improvements over the mixture (paper Eq. 15-18)."""
     target, mixture = scene.sources[wanted], scene.mixture
-    after, before = (snr(target, out), si_sdr(target, out)), (snr(target, mixture), si_sdr(target, mixture))
-    return {"sdr": after[0], "si_sdr": after[1], "sdri": after[0] - before[0], "si_sdri": after[1] - before[1]}
+    return {
+        "sdr": snr(target, out),
+        "si_sdr": si_sdr(target, out),
+        "sdri": snr_improvement(target, out, mixture),
+        "si_sdri": si_sdr_improvement(target, out, mixture),
+    }
 
 
 def observe(judge: Judge, index: int) -> Iterator[Row]:
