@@ -138,11 +138,8 @@ class Clapsep(Family):
         return joined.astype(np.float32)
 
     def query_features(self, waveform: Float32, sample_rate: int, crop: str | None) -> Float32:
-        policy = crop or self.query.crop
-        if policy not in CROPS:
-            raise QueryError(f"there is no crop policy '{policy}'; choose one of: {', '.join(CROPS)}")
         at_rate = resample(waveform, sample_rate, self.front_end.sample_rate)
-        return self.front_end.log_mel(self.front_end.clips(at_rate, policy, int16=self.query.int16_round_trip))
+        return self.front_end.log_mel(self.front_end.clips(at_rate, crop or self.query.crop, int16=self.query.int16_round_trip))
 
 
 FAMILY = Clapsep
