@@ -1,8 +1,10 @@
-"""What it means to run one graph: one file per engine kind, one interface, one function that opens them."""
+"""What it means to compile and run one graph: one file per engine kind, one interface, one function that opens them."""
 
 from .engine import Engine, EngineOptions, TensorSpec
 from .errors import ClapsepError, EngineError, EngineUnavailable
-from .select import KINDS, open_engine
+from .machine import Machine, this_machine
+from .plan import PlanSettings, Target
+from .select import KINDS, engine_class, open_engine
 
 __all__ = [
     "KINDS",
@@ -11,6 +13,11 @@ __all__ = [
     "EngineError",
     "EngineOptions",
     "EngineUnavailable",
+    "Machine",
+    "PlanSettings",
+    "Target",
     "TensorSpec",
+    "engine_class",
     "open_engine",
+    "this_machine",
 ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EngineError
+from .errors import EngineError, EngineUnavailable
+from .machine import Machine
+from .plan import PlanSettings, Progress, Target
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -31,32 +35,134 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to run. `threads`: intra-op threads, None for one per physical core."""
+    """How to run.
+
+    threads: intra-op threads on the CPU, None for one per physical core.
+    device: `cpu` or `cuda`, None for the engine kind's first.
+    precision: what to compute in where that is not the graph's own (`bf16` on OpenVINO), None for the graph's.
+    cuda_graph: capture the launches of each batch size once and replay them (TensorRT kinds).
+    """
 
     threads: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    cuda_graph: bool = True
 
 
 class Engine(ABC):
-    """One graph, ready to run. `provider` names what really executes it; `run` is safe to call from several threads."""
+    """One graph, ready to run. `provider` names what really executes it; `run` is safe to call from several threads.
 
-    kind: str
+    A subclass opens a file in `__init__(path, options)`: the ONNX file, or the plan that `compile` made of it.
+    `max_batch` is the largest batch that one execution takes, None for any; `run` cuts larger ones.
+    """
+
+    kind: ClassVar[str]
+    library: ClassVar[str]  # Python module
+    install: ClassVar[str]  # the line that installs it
+    devices: ClassVar[tuple[str, ...]]
+    precisions: ClassVar[tuple[str, ...]] = ()  # that it computes in besides the graph's own
+    plans: ClassVar[Literal["none", "optional", "required"]] = "none"
+
     provider: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    max_batch: int | None = None
+
+    @abstractmethod
+    def __init__(self, path: Path, options: EngineOptions) -> None: ...
+
+    @classmethod
+    def load_library(cls) -> Any:
+        """The engine's Python module.
+
+        Raises:
+            EngineUnavailable: not installed, or not loadable.
+        """
+        try:
+            return importlib.import_module(cls.library)
+        except ModuleNotFoundError as error:
+            if error.name != cls.library:
+                raise EngineUnavailable(
+                    f"engine {cls.kind} does not load, as {error.name} is missing; run: {cls.install}", "not-loadable"
+                ) from error
+            raise EngineUnavailable(f"engine {cls.kind} is not installed; run: {cls.install}", "not-installed") from error
+        except (ImportError, OSError, RuntimeError) as error:  # a shared library is missing, or is another version's
+            raise EngineUnavailable(
+                f"engine {cls.kind} is installed and does not load ({error}); run: clapsep-export doctor", "not-loadable"
+            ) from error
+
+    @classmethod
+    def version(cls) -> str:
+        """Of the engine's library, as plans record it."""
+        return str(cls.load_library().__version__)
+
+    @classmethod
+    def preflight(cls, options: EngineOptions, machine: Machine) -> None:
+        """Whether this kind can run on this machine at all, without opening a graph.
+
+        Raises:
+            EngineUnavailable: with the reason.
+        """
+        if options.device not in (None, *cls.devices):
+            raise EngineUnavailable(f"engine {cls.kind} runs on {' or '.join(cls.devices)}, not on {options.device}", "wrong-device")
+        if options.precision not in (None, *cls.precisions):
+            own = f"computes in {' or '.join(cls.precisions)} besides" if cls.precisions else "computes only in"
+            message = f"engine {cls.kind} {own} the graph's own precision, not in {options.precision}; leave the precision out"
+            raise EngineUnavailable(message, "wrong-precision")
+        cls.load_library()
+        if cls.device(options) == "cuda":
+            _require_gpu(cls.kind, machine)
+
+    @classmethod
+    def device(cls, options: EngineOptions) -> str:
+        """`cpu` or `cuda`."""
+        return options.device or cls.devices[0]
+
+    @classmethod
+    def check_plan(cls, target: Target, machine: Machine) -> None:
+        """Whether a plan for `target` runs here, without opening it; `preflight` comes first.
+
+        Raises:
+            EngineUnavailable: with the reason.
+        """
+        if (target.os, target.architecture) != (machine.os, machine.architecture):
+            here, there = f"{machine.os} {machine.architecture}", f"{target.os} {target.architecture}"
+            raise EngineUnavailable(f"the plan was compiled for {there} and this is {here}", "other-system")
+        installed = cls.version()
+        if not (target.version == installed or (target.version_compatible and _compatible(target.version, installed))):
+            raise EngineUnavailable(f"the plan was compiled by {cls.kind} {target.version} and this is {installed}", "other-version")
+
+    @classmethod
+    def compile(cls, model: Path, out: Path, settings: PlanSettings, progress: Progress) -> Target:
+        """Compile the ONNX file `model` into the plan `out`; returns what the plan runs on.
+
+        Raises:
+            EngineUnavailable: the library, or the GPU to compile for, is not there.
+            EngineError: the compiler refused the graph or ran out of memory; `out` was not written.
+        """
+        raise EngineError(f"engine {cls.kind} runs the ONNX file itself and takes no plans; leave it out")
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Run the graph once.
 
+        Returns:
+            New arrays, which later runs leave alone.
+
         Raises:
             EngineError: an input is missing, surplus, or not of the declared dtype and shape, or the engine failed.
         """
-        self._check(inputs)
-        return self._run(inputs)
+        batch = self._check(inputs)
+        if self.max_batch is None or batch <= self.max_batch:
+            return self._run(inputs)
+        starts = range(0, batch, self.max_batch)
+        parts = [self._run({name: value[i : i + self.max_batch] for name, value in inputs.items()}) for i in starts]
+        return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
 
     @abstractmethod
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]: ...
 
-    def _check(self, inputs: Arrays) -> None:
+    def _check(self, inputs: Arrays) -> int:
+        """The batch size, once every input is known to be what the graph takes."""
         wanted = {spec.name: spec for spec in self.inputs}
         if set(inputs) != set(wanted):
             raise EngineError(f"the graph takes the inputs {sorted(wanted)}, not {sorted(inputs)}; pass exactly those")
@@ -65,3 +171,20 @@ class Engine(ABC):
             if not spec.accepts(value):
                 given = f"{value.dtype} {list(value.shape)}"
                 raise EngineError(f"input '{name}' must be {spec.dtype} {list(spec.shape)}, not {given}; convert or reshape it")
+        batches = {name: len(value) for name, value in inputs.items()}
+        if len(set(batches.values())) != 1 or 0 in batches.values():
+            raise EngineError(f"the inputs have batches {batches}; give all of them the same number of rows, at least 1")
+        return next(iter(batches.values()))
+
+
+def _require_gpu(kind: str, machine: Machine) -> None:
+    if machine.cuda is None:
+        raise EngineUnavailable(f"engine {kind} needs an NVIDIA GPU and {machine.trouble}", "no-driver")
+    if not machine.gpus:
+        raise EngineUnavailable(f"engine {kind} needs an NVIDIA GPU and {machine.trouble}", "no-gpu")
+
+
+def _compatible(built: str, installed: str) -> bool:
+    """A version-compatible plan runs with the same major version from its own version on."""
+    old, new = ([int(part) for part in v.split(".") if part.isdigit()] for v in (built, installed))
+    return old[:1] == new[:1] and new >= old

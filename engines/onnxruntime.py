@@ -23,26 +23,26 @@ class OnnxRuntimeEngine(Engine):
     """A graph in an ONNX Runtime session whose provider is the one that was asked for, or an error."""
 
     kind = "onnxruntime"
+    library = "onnxruntime"
+    install = "pip install 'clapsep-export[cpu]'"
+    devices = ("cpu",)
 
-    def __init__(self, graph: Path, options: EngineOptions) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise EngineUnavailable(
-                f"engine onnxruntime is not installed ({error}); install it with: pip install 'clapsep-export[cpu]'"
-            ) from error
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        ort = self.load_library()
         settings = ort.SessionOptions()
         settings.log_severity_level = 3  # errors reach the caller as exceptions
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning threads starve the numpy DSP beside them
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         try:
-            self._session = ort.InferenceSession(str(graph), settings, providers=[PROVIDER])
+            self._session = ort.InferenceSession(str(path), settings, providers=[PROVIDER])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-            raise EngineError(f"onnxruntime {ort.__version__} cannot load {graph}: {str(error).strip()}") from error
+            raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {str(error).strip()}") from error
         observed = self._session.get_providers()
         if observed != [PROVIDER]:
-            raise EngineUnavailable(f"onnxruntime runs {graph.name} on {observed}, not on {PROVIDER}; repair the installation")
+            raise EngineUnavailable(
+                f"onnxruntime runs {path.name} on {observed}, not on {PROVIDER}; run: clapsep-export doctor", "no-provider"
+            )
         self.provider = PROVIDER
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..engines.engine import TensorSpec
+from ..engines.plan import Target
 from .errors import ManifestError, SchemaVersionError
 
 T = TypeVar("T")
@@ -65,13 +66,16 @@ class Gate:
 
 @dataclass(frozen=True)
 class Plan:
-    """A compiled engine for one graph: engine kind and version, and the device that it is for."""
+    """One graph compiled: by which engine kind, in which precision, and what the plan runs on.
+
+    `key` is a hash of everything that went into the plan; compiling the same again would give the same.
+    """
 
     graph: str
     kind: str
-    version: str
-    device: str
     precision: str
+    target: Target
+    key: str
     plan: FileEntry
 
 

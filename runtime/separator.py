@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import KINDS, Engine, EngineOptions, open_engine
+from ..engines import Engine, EngineOptions, engine_class, open_engine
 from .audio import check_rate, check_samples, fit_length, headroom_gain, resample
 from .bundle import Bundle
 from .clap import CROPS
 from .dsp import Float32
-from .errors import AudioError, EngineUnavailable, QueryError
+from .errors import AudioError, QueryError
 from .family import open_family
 from .query import Clip, Query, QueryEncoder, as_query
 from .tokenizer import Tokenizer
@@ -56,8 +56,7 @@ class Separator:
             raise QueryError(f"threads is {threads!r}; give a positive integer or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.family = open_family(self.bundle.manifest)
-        if engine not in KINDS:
-            raise EngineUnavailable(f"there is no engine kind '{engine}'; choose one of: {', '.join(KINDS)}")
+        engine_class(engine)
         if crop is not None and crop not in CROPS:
             raise QueryError(f"there is no crop policy '{crop}'; choose one of: {', '.join(CROPS)}")
         self.engine_kind, self._options, self._normalize = engine, EngineOptions(threads), normalize
