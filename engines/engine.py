@@ -87,9 +87,7 @@ class Engine(ABC):
                 ) from error
             raise EngineUnavailable(f"engine {cls.kind} is not installed; run: {cls.install}", "not-installed") from error
         except (ImportError, OSError, RuntimeError) as error:  # a shared library is missing, or is another version's
-            raise EngineUnavailable(
-                f"engine {cls.kind} is installed and does not load ({error}); run: clapsep-export doctor", "not-loadable"
-            ) from error
+            raise EngineUnavailable(f"engine {cls.kind} does not load ({error}); run: clapsep-export doctor", "not-loadable") from error
 
     @classmethod
     def version(cls) -> str:
@@ -133,7 +131,7 @@ class Engine(ABC):
             raise EngineUnavailable(f"the plan was compiled by {cls.kind} {target.version} and this is {installed}", "other-version")
 
     @classmethod
-    def compile(cls, model: Path, out: Path, settings: PlanSettings, progress: Progress) -> Target:
+    def compile(cls, model: Path, out: Path, settings: PlanSettings, progress: Progress) -> Target:  # noqa: ARG003
         """Compile the ONNX file `model` into the plan `out`; returns what the plan runs on.
 
         Raises:
