@@ -22,10 +22,11 @@ from ..runtime.tokenizer import Tokenizer
 from . import demo
 from .checkpoint import read_checkpoint
 from .family import Model, open_model
-from .gates import Progress, measure, require
-from .golden import CAPTIONS, make_golden
-from .graph import export_graph
+from .gates import Progress, judge_lowered, measure, require
+from .golden import CAPTIONS, Golden, calibration_signals, make_golden
+from .graph import export_graph, inspect_graph
 from .hub import SCHEME, fetch
+from .precision import lower
 from .vocabulary import read_tokenizer
 
 ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
@@ -88,13 +89,15 @@ def _refuse_overwriting(out: Path, force: bool) -> None:
 
 def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
     model, manifest = _open(root, request, progress)
-    manifest = _export(root, model, manifest, request.precision, progress)
+    manifest = _export(root, model, manifest, progress)
     progress("reference outputs in PyTorch")
-    manifest = _write_golden(root, model, manifest)
+    manifest, golden = _write_golden(root, model, manifest)
+    if request.precision == "fp16":
+        manifest = _lower(root, model, manifest, golden, progress)
     (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     gates = measure(root, request.engines, progress)
     require(gates, "the export", "no bundle was written")
-    manifest = replace(manifest, gates=gates)
+    manifest = replace(manifest, gates=manifest.gates + gates)
     (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -138,7 +141,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _export(root: Path, model: Model, manifest: Manifest, precision: str, progress: Progress) -> Manifest:
+def _export(root: Path, model: Model, manifest: Manifest, progress: Progress) -> Manifest:
     metadata = {
         "family": manifest.family,
         "variant": manifest.variant,
@@ -152,14 +155,29 @@ def _export(root: Path, model: Model, manifest: Manifest, precision: str, progre
     graphs = {}
     for spec in model.graphs():
         progress(f"exporting {spec.name}")
-        graphs[spec.name] = export_graph(spec, root, {**metadata, "graph": spec.name, "precision": precision})
+        graphs[spec.name] = export_graph(spec, root, {**metadata, "graph": spec.name, "precision": "fp32"})
     return replace(manifest, graphs=graphs)
 
 
-def _write_golden(root: Path, model: Model, manifest: Manifest) -> Manifest:
+def _write_golden(root: Path, model: Model, manifest: Manifest) -> tuple[Manifest, Golden]:
     ids, mask = Tokenizer(root / "tokenizer.json", manifest.query["context"]).encode(CAPTIONS)
-    make_golden(model, open_family(manifest), ids, mask).save(root / manifest.golden.file)
-    return replace(manifest, golden=describe_file(root, manifest.golden.file))
+    golden = make_golden(model, open_family(manifest), ids, mask)
+    golden.save(root / manifest.golden.file)
+    return replace(manifest, golden=describe_file(root, manifest.golden.file)), golden
+
+
+def _lower(root: Path, model: Model, manifest: Manifest, golden: Golden, progress: Progress) -> Manifest:
+    """Replace the float32 graphs by mixed float16 ones, chosen and judged on the calibration signals."""
+    signals = calibration_signals(model, open_family(manifest), golden)
+    graphs, gates = {}, ()
+    for name in manifest.graphs:
+        progress(f"float16 for {name}")
+        lowered = lower(root / f"graphs/{name}.onnx", signals[name])
+        progress(lowered.summary())
+        graphs[name] = inspect_graph(root, name, "fp16", tuple(lowered.kept))
+        gates += judge_lowered(name, lowered)
+    require(gates, "the conversion to float16", "no bundle was written")
+    return replace(manifest, graphs=graphs, gates=manifest.gates + gates)
 
 
 def _beside(out: Path, suffix: str) -> Path:

@@ -47,7 +47,7 @@ class Stages:
     help="RoBERTa's tokenizer.json, or vocab.json and merges.txt.  [default: from the hub]",
 )
 @click.option("--demo", is_flag=True, help="The small model that comes with this package, in place of the checkpoints.")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
 @click.option(
     "--engine",
     "engines",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,20 +16,26 @@ from ..runtime.metrics import cosine, si_sdr, snr
 from ..runtime.separator import Separator
 from .golden import Golden, as_float, clips_of
 
+if TYPE_CHECKING:  # torch converts to float16 but is not needed to judge
+    from .precision import Lowered
+
 # metric: (relation, limit per precision). One table, no other place has a threshold.
 LIMITS: dict[str, tuple[str, dict[str, float]]] = {
-    "token ids differing": ("<=", {"fp32": 0}),
-    "1 - cosine": ("<=", {"fp32": 1e-8}),
-    "max error": ("<=", {"fp32": 1e-5}),
-    "caption cosines, max error": ("<=", {"fp32": 1e-5}),
-    "log-mel error dB": ("<=", {"fp32": 1e-2}),
-    "waveform SNR dB": (">=", {"fp32": 100}),
-    "SI-SDR dB": (">=", {"fp32": 100}),
-    "batch against single, max error": ("<=", {"fp32": 1e-4}),
-    "hard-signal SNR dB": (">=", {"fp32": 90}),
-    "silence, max output": ("<=", {"fp32": 1e-6}),
-    "mask values not finite": ("<=", {"fp32": 0}),
-    "mask below 0 or above 1": ("<=", {"fp32": 0}),
+    "token ids differing": ("<=", {"fp32": 0, "fp16": 0, "bf16": 0}),
+    "1 - cosine": ("<=", {"fp32": 1e-8, "fp16": 1e-5, "bf16": 1e-3}),
+    "max error": ("<=", {"fp32": 1e-5, "fp16": 1e-3, "bf16": 1e-2}),
+    "caption cosines, max error": ("<=", {"fp32": 1e-5, "fp16": 1e-3, "bf16": 1e-2}),
+    "log-mel error dB": ("<=", {"fp32": 1e-2, "fp16": 1e-2, "bf16": 1e-2}),
+    "waveform SNR dB": (">=", {"fp32": 100, "fp16": 50, "bf16": 35}),
+    "SI-SDR dB": (">=", {"fp32": 100, "fp16": 50, "bf16": 35}),
+    "batch against single, max error": ("<=", {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}),
+    "hard-signal SNR dB": (">=", {"fp32": 90, "fp16": 40, "bf16": 25}),
+    "silence, max output": ("<=", {"fp32": 1e-6, "fp16": 1e-6, "bf16": 1e-6}),
+    "mask values not finite": ("<=", {"fp32": 0, "fp16": 0, "bf16": 0}),
+    "mask below 0 or above 1": ("<=", {"fp32": 0, "fp16": 0, "bf16": 0}),
+    "float16 values not finite": ("<=", {"fp16": 0}),
+    "largest float16 activation / 65504": ("<=", {"fp16": 0.25}),
+    "output SNR dB, every value rounded": (">=", {"fp16": 40}),
 }
 
 Progress = Callable[[str], None]
@@ -42,6 +49,16 @@ def judge(stage: str, metric: str, measured: float, precision: str, engine: str)
     finite = bool(np.isfinite(measured))
     passed = finite and (measured >= limit if relation == ">=" else measured <= limit)
     return Gate(engine, stage, metric, relation, limit, float(measured) if finite else None, passed)
+
+
+def judge_lowered(graph: str, lowered: Lowered) -> tuple[Gate, ...]:
+    """Of a float16 graph, before any engine has seen it: engines on the CPU compute in float32 inside and hide overflow."""
+    measurements = (
+        ("float16 values not finite", lowered.not_finite),
+        ("largest float16 activation / 65504", lowered.largest),
+        ("output SNR dB, every value rounded", lowered.snr_db),
+    )
+    return tuple(judge(graph, metric, measured, "fp16", "strict") for metric, measured in measurements)
 
 
 def _text(separator: Separator, golden: Golden) -> Iterator[Measurement]:
@@ -110,12 +127,11 @@ STAGES: dict[str, Callable[[Separator, Golden], Iterator[Measurement]]] = {
 
 
 def run_gates(separator: Separator, golden: Golden, progress: Progress) -> tuple[Gate, ...]:
-    """Measure everything with the separator's engine; judges by the precision that its graphs have."""
-    precision = separator.bundle.manifest.graphs["separator"].precision
+    """Measure everything with the separator's engine; judges by the precision that it computes in."""
     gates = []
     for name, measure in STAGES.items():
-        progress(f"gates on {separator.engine_kind}: {name}")
-        gates += [judge(*measurement, precision, separator.engine_kind) for measurement in measure(separator, golden)]
+        progress(f"gates on {separator.engine_name}: {name}")
+        gates += [judge(*measurement, separator.precision, separator.engine_name) for measurement in measure(separator, golden)]
     return tuple(gates)
 
 

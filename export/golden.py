@@ -135,7 +135,7 @@ def make_golden(model: Model, family: Family, ids: Ids, mask: Ids) -> Golden:
     embeddings = [*text, *audio]
     conditions = np.stack([family.condition(*(None if i < 0 else embeddings[i] for i in pair), normalize=None) for pair in pairs])
     size, rate = family.window_samples, family.sample_rate
-    mixture, hard = signals.mixture(size, rate), np.stack([signals.hard(name, size, rate) for name in signals.HARD])
+    mixture, hard = signals.mixture(size, rate), np.stack([signals.named(name, size, rate) for name in signals.HARD])
     return Golden(
         captions=np.array(CAPTIONS),
         input_ids=ids,
@@ -153,3 +153,17 @@ def make_golden(model: Model, family: Family, ids: Ids, mask: Ids) -> Golden:
         hard=hard,
         hard_target=np.concatenate([model.separate(as_float(row)[None], conditions[0]) for row in hard]),
     )
+
+
+def calibration_signals(model: Model, family: Family, golden: Golden) -> dict[str, list[dict[str, NDArray[Any]]]]:
+    """Inputs of each graph for `precision.lower`: first the ordinary case, then `signals.CALIBRATION` with every golden condition."""
+    mixtures = np.stack([signals.named(name, family.window_samples, family.sample_rate) for name in signals.CALIBRATION])
+    clips = [signals.named(name, family.query_samples, family.query_sample_rate) for name in signals.CALIBRATION]
+    queries = [{"log_mel": golden.log_mel}, *({"log_mel": model.query_features(as_float(clip))[None]} for clip in clips)]
+    conditions = golden.condition
+    windows = [(golden.mixture, c) for c in conditions] + [(m, conditions[i % len(conditions)]) for i, m in enumerate(mixtures)]
+    separations = [{**family.features(as_float(m)[None])[0], "condition": c[None]} for m, c in windows]
+    random = np.random.Generator(np.random.PCG64(9))
+    ids = random.integers(4, model.vocabulary, (4, golden.input_ids.shape[1]))  # past the special tokens, no padding
+    texts = [golden.tokens, {"input_ids": ids, "attention_mask": np.ones_like(ids)}]
+    return {"text_encoder": texts, "audio_encoder": queries, "separator": separations}

@@ -94,7 +94,7 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def inspect_graph(root: Path, name: str, precision: str) -> GraphEntry:
+def inspect_graph(root: Path, name: str, precision: str, fp32_nodes: tuple[str, ...] = ()) -> GraphEntry:
     """Check a written graph and describe it.
 
     Raises:
@@ -117,6 +117,7 @@ def inspect_graph(root: Path, name: str, precision: str) -> GraphEntry:
         precision=precision,
         opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
         nodes=len(model.graph.node),
+        fp32_nodes=fp32_nodes,
     )
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Int16 = NDArray[np.int16]
 HARD = ("silence", "full_scale_square", "clipped", "dc", "impulse", "white_noise")
+CALIBRATION = ("speech", "tones", "noise", *HARD)  # on which activation ranges are measured
 
 
 def _int16(x: NDArray[np.float64]) -> Int16:
@@ -39,13 +40,16 @@ def query(n: int, rate: int, seed: int) -> Int16:
     return _int16(speech_like(n, rate, seed) if seed % 2 else chirps(n, rate) * (0.5 + 0.5 * np.sin(np.arange(n) * seed * 3e-4)))
 
 
-def hard(name: str, n: int, rate: int) -> Int16:
-    """One of `HARD`, [n]."""
+def named(name: str, n: int, rate: int) -> Int16:
+    """One of `CALIBRATION`, [n]."""
     t = np.arange(n) / rate
     noise = np.random.Generator(np.random.PCG64(7)).uniform(-1, 1, n)
     impulse = np.zeros(n)
     impulse[n // 3] = 1
     made = {
+        "speech": speech_like(n, rate, 2),
+        "tones": chirps(n, rate) + 0.2 * np.sin(2 * np.pi * 440 * t) + 0.2 * np.sin(2 * np.pi * 6000 * t),
+        "noise": 0.1 * noise,
         "silence": np.zeros(n),
         "full_scale_square": np.where(np.sin(2 * np.pi * 220 * t) >= 0, 1.0, -1.0),
         "clipped": 12 * speech_like(n, rate, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import Engine, EngineOptions, engine_class, open_engine
+from ..engines import Engine, EngineOptions, open_engine, this_machine
 from .audio import check_rate, check_samples, fit_length, headroom_gain, resample
 from .bundle import Bundle
 from .clap import CROPS
 from .dsp import Float32
 from .errors import AudioError, QueryError
 from .family import open_family
+from .plans import choose, find_plan
 from .query import Clip, Query, QueryEncoder, as_query
 from .tokenizer import Tokenizer
 from .windows import process_windows
 
+log = logging.getLogger(__name__)
 OVERLAP_SECONDS = 1.0
 
 
@@ -30,8 +33,11 @@ class Separator:
 
     Args:
         bundle: directory written by `clapsep-export build`.
-        engine: engine kind; there is no fallback to another.
-        threads: engine threads, None for one per physical core.
+        engine: engine kind; there is no fallback to another. `auto` takes the fastest that can run here; `choice.why` says which.
+        device: `cpu` or `cuda` where the engine kind has both; its first by default.
+        precision: compute in `bf16` where the engine kind offers it; the graphs' own precision by default.
+        threads: engine threads on the CPU, None for one per physical core.
+        cuda_graph: let TensorRT kinds capture their launches once and replay them.
         normalize: override the bundle's rule whether the condition is a unit vector.
         crop: override the bundle's rule for audio queries longer than the model's window: start, center, loudest, average.
         overlap: seconds that neighbouring windows share.
@@ -47,7 +53,10 @@ class Separator:
         bundle: str | Path | Bundle,
         engine: str = "onnxruntime",
         *,
+        device: str | None = None,
+        precision: str | None = None,
         threads: int | None = None,
+        cuda_graph: bool = True,
         normalize: bool | None = None,
         crop: str | None = None,
         overlap: float = OVERLAP_SECONDS,
@@ -56,10 +65,11 @@ class Separator:
             raise QueryError(f"threads is {threads!r}; give a positive integer or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.family = open_family(self.bundle.manifest)
-        engine_class(engine)
         if crop is not None and crop not in CROPS:
             raise QueryError(f"there is no crop policy '{crop}'; choose one of: {', '.join(CROPS)}")
-        self.engine_kind, self._options, self._normalize = engine, EngineOptions(threads), normalize
+        self._normalize = normalize
+        self.choice = choose(self.bundle, engine, EngineOptions(threads, device, precision, cuda_graph), this_machine())
+        log.info("%s", self.choice.why)
         limit = self.family.window_samples / self.family.sample_rate / 2
         if not isinstance(overlap, float | int) or not 0 <= overlap <= limit:
             raise QueryError(f"an overlap of {overlap} s does not fit the model's window; give 0 to {limit:g} s")
@@ -82,8 +92,24 @@ class Separator:
             return self._engines[graph]
         with self._lock:  # one load at a time; graphs already loaded do not wait
             if graph not in self._engines:
-                self._engines[graph] = open_engine(self.engine_kind, self.bundle.graph(graph), self._options)
+                self._engines[graph] = self._open(graph)
             return self._engines[graph]
+
+    def _open(self, graph: str) -> Engine:
+        kind, options = self.choice.kind, self.choice.options
+        plan = find_plan(self.bundle, graph, kind, options, this_machine())
+        return open_engine(kind, self.bundle.graph(graph) if plan is None else self.bundle.file(plan.plan), options)
+
+    @property
+    def precision(self) -> str:
+        """What the engine computes in: `fp32`, `fp16` or `bf16`."""
+        return self.choice.options.precision or self.bundle.manifest.graphs["separator"].precision
+
+    @property
+    def engine_name(self) -> str:
+        """Engine kind, and device and precision where they were asked for, as gates and tables call it."""
+        options = self.choice.options
+        return " ".join(filter(None, (self.choice.kind, options.device, options.precision)))
 
     def encode_text(self, texts: Sequence[str]) -> Float32:
         """n texts → unit embeddings [n, embedding]."""

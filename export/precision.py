@@ -1,0 +1,281 @@
+"""From a float32 graph to a typed mixed-precision one: float16 where it is safe, float32 where it is not, chosen by measurement.
+
+TensorRT 11 knows only strongly typed networks, so precision is a property of the graph and every engine kind runs the same one.
+Inputs and outputs stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..runtime.metrics import snr
+from .strict import StrictGraph
+
+Feeds = Mapping[str, NDArray[Any]]
+HALF = ir.DataType.FLOAT16
+MAXIMUM = 65504.0  # of float16
+HEADROOM = 8.0  # how far below that every activation of the calibration signals must stay
+TINY = 6.1e-5  # smallest normal float16: constants below lose accuracy
+REQUIRED = 46.0  # dB that every output must keep against float32 before nodes are searched that spoil it
+
+# Sums of squares, quotients and exponentials: what overflows first and what the outputs depend on most.
+NORMALISATIONS = frozenset({"Pow", "ReduceSum", "ReduceMean", "ReduceL2", "Sqrt", "Reciprocal", "Div", "Clip", "Exp", "Log"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
+MOVES = frozenset({"Reshape", "Transpose", "Split", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Pad", "Identity", "Expand"})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Operator types that stay in float32 wherever they are; `edges` keeps what lies before the first and after the last product."""
+
+    float32: frozenset[str] = NORMALISATIONS
+    edges: bool = True
+
+
+def is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def computes(node: ir.Node) -> bool:
+    """Whether float values go through a node."""
+    return any(is_float(value) for value in (*node.inputs, *node.outputs))
+
+
+def keep(graph: ir.Graph, ranges: Mapping[str, float], policy: Policy, found: Collection[str] = ()) -> dict[str, str]:
+    """Nodes that stay in float32, by name, each with the reason. `ranges`: largest magnitude of each value on the calibration signals."""
+    kept: dict[str, str] = {}
+    for node in filter(computes, graph):
+        name = str(node.name)
+        if name in found:
+            kept[name] = "accuracy"
+        elif node.op_type in policy.float32:
+            kept[name] = "operator"
+        elif _largest(node, ranges) * HEADROOM > MAXIMUM:
+            kept[name] = "range"
+        elif not all(map(_representable, node.inputs)):
+            kept[name] = "constant"
+        elif policy.edges and _at_the_edge(node, kept):
+            kept[name] = "edge"
+    return _follow(graph, kept)
+
+
+def _largest(node: ir.Node, ranges: Mapping[str, float]) -> float:
+    """Of what a node makes; a LayerNormalization also squares its input, in float32 only where an engine heeds `stash_type`."""
+    made = max((ranges.get(str(value.name), 0.0) for value in node.outputs), default=0.0)
+    given = ranges.get(str(node.inputs[0].name), 0.0) if node.op_type == "LayerNormalization" and node.inputs[0] else 0.0
+    return max(made, given**2)
+
+
+def _representable(value: ir.Value | None) -> bool:
+    """Whether a constant survives float16: nothing overflows, and a single number keeps its value."""
+    if value is None or value.const_value is None or not is_float(value):
+        return True
+    array = np.abs(value.const_value.numpy())
+    return not array.size or bool(array.max() <= MAXIMUM and (array.size > 1 or array.max() == 0 or array.max() >= TINY))
+
+
+def _at_the_edge(node: ir.Node, kept: Mapping[str, str]) -> bool:
+    """Elementwise work straight on a graph's float input (decibels, magnitudes) or straight before its output."""
+    if node.op_type in PRODUCTS:
+        return False
+    if any(value.is_graph_output() for value in node.outputs):
+        return True
+    data = [value for value in node.inputs if is_float(value) and value is not None and value.const_value is None]
+    return bool(data) and all(v.is_graph_input() or (v.producer() is not None and kept.get(str(v.producer().name)) == "edge") for v in data)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _follow(graph: ir.Graph, kept: dict[str, str]) -> dict[str, str]:
+    """Nodes that only move values take the type around them, so that casts stand where the type really changes."""
+    for node in graph:
+        if node.op_type not in MOVES or str(node.name) in kept or not computes(node):
+            continue
+        source = next((value.producer() for value in node.inputs if is_float(value) and value is not None), None)
+        users = [use for value in node.outputs for use, _ in value.uses()]
+        if source is not None and str(source.name) in kept and users and all(str(use.name) in kept for use in users):
+            kept[str(node.name)] = "between"
+    return kept
+
+
+class _Caster:
+    """Puts casts into a graph, at most one of each kind for a value."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[tuple[str, ir.DataType], ir.Value] = {}
+
+    def cast(self, value: ir.Value, wanted: ir.DataType, user: ir.Node) -> ir.Value:
+        key = (str(value.name), wanted)
+        if key not in self._made:
+            constant = value.const_value is not None
+            self._made[key] = self._constant(value, wanted) if constant else self._node(value, wanted, value.producer(), user)
+        return self._made[key]
+
+    def _constant(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        assert value.const_value is not None
+        array = value.const_value.numpy().astype(wanted.numpy())
+        made = ir.Value(name=f"{value.name}_{wanted.name.lower()}", const_value=ir.tensor(array), shape=value.shape, type=ir.TensorType(wanted))
+        self._graph.initializers[str(made.name)] = made
+        return made
+
+    def _node(self, value: ir.Value, wanted: ir.DataType, after: ir.Node | None, user: ir.Node) -> ir.Value:
+        name = f"{value.name}_{wanted.name.lower()}"
+        output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(wanted))
+        node = ir.node("Cast", [value], {"to": int(wanted)}, outputs=[output], name=f"cast_{name}")
+        if after is None:
+            self._graph.insert_before(self._first(value, user), node)
+        else:
+            self._graph.insert_after(after, node)
+        return output
+
+    def _first(self, value: ir.Value, user: ir.Node) -> ir.Node:
+        """The first node in graph order that uses a graph input."""
+        users = {use for use, _ in value.uses()}
+        return next((node for node in self._graph if node in users), user)
+
+
+def convert(model: ir.Model, kept: Collection[str]) -> int:
+    """Type every float node that is not in `kept` as float16, in place; returns the number of casts."""
+    graph = model.graph
+    caster = _Caster(graph)
+    for node in [node for node in graph if computes(node)]:
+        single = str(node.name) in kept
+        wanted, other = (ir.DataType.FLOAT, HALF) if single else (HALF, ir.DataType.FLOAT)
+        for i, value in enumerate(node.inputs):
+            if value is not None and value.dtype == other:
+                node.replace_input_with(i, caster.cast(value, wanted, node))
+        if not single:
+            _retype(node)
+    _restore_outputs(graph)
+    unused = [name for name, value in graph.initializers.items() if not value.uses()]
+    for name in unused:
+        del graph.initializers[name]
+    return sum(node.op_type == "Cast" for node in graph)
+
+
+def _retype(node: ir.Node) -> None:
+    for value in node.outputs:
+        if value.dtype == ir.DataType.FLOAT:
+            value.dtype = HALF
+    if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+        node.attributes["to"] = ir.AttrInt64("to", int(HALF))
+
+
+def _restore_outputs(graph: ir.Graph) -> None:
+    """A graph's outputs keep their names and float32."""
+    for i, value in enumerate(graph.outputs):
+        if value.dtype != HALF:
+            continue
+        name, value.name = value.name, f"{value.name}_float16"
+        output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+        producer = value.producer()
+        assert producer is not None
+        graph.insert_after(producer, ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, outputs=[output], name=f"cast_{name}"))
+        graph.outputs[i] = output
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What became of a graph: float32 nodes with reasons, casts, and what the strict interpreter measured on the calibration signals.
+
+    snr_db: of the worst output on the first signal, against float32. largest: activation typed float16, as a share of 65504.
+    not_finite: values typed float16.
+    """
+
+    kept: dict[str, str]
+    casts: int
+    nodes: int
+    snr_db: float
+    largest: float
+    not_finite: int
+
+    def summary(self) -> str:
+        reasons = Counter(self.kept.values())
+        why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        return f"{len(self.kept)} of {self.nodes} nodes in float32 ({why}), {self.casts} casts, {self.snr_db:.1f} dB"
+
+
+def measure_ranges(model: ir.Model, signals: Sequence[Feeds], only: ir.DataType | None = None) -> tuple[dict[str, float], int]:
+    """Largest finite magnitude of each float value (of type `only`) over the signals, and how many values were not finite."""
+    ranges: dict[str, float] = {}
+    broken = 0
+
+    def observe(node: ir.Node, results: list[Tensor]) -> None:
+        nonlocal broken
+        for value, result in zip(node.outputs, results, strict=False):
+            if not result.is_floating_point() or only not in (None, value.dtype):
+                continue
+            largest = float(result.abs().max())
+            if not np.isfinite(largest):
+                broken += int((~result.isfinite()).sum())
+                largest = MAXIMUM
+            ranges[str(value.name)] = max(ranges.get(str(value.name), 0.0), largest)
+
+    graph = StrictGraph(model)
+    for feeds in signals:
+        graph.run(feeds, observe)
+    return ranges, broken
+
+
+def lower(path: Path, signals: Sequence[Feeds], policy: Policy = Policy()) -> Lowered:  # noqa: B008
+    """Replace the float32 graph at `path` (and its weights beside it) by a mixed float16 one.
+
+    `signals` are inputs of the graph: the first ordinary, on which accuracy is judged; the rest hard, for the ranges.
+    """
+    ranges, _ = measure_ranges(ir.load(path), signals)
+    wanted = StrictGraph(ir.load(path)).run(signals[0])
+
+    def noise(half: Collection[str]) -> float:
+        """Relative error power of the worst output when only the nodes `half` are float16."""
+        model = ir.load(path)
+        convert(model, [str(node.name) for node in model.graph if str(node.name) not in half])
+        return 10 ** (-_worst_snr(wanted, StrictGraph(model).run(signals[0])) / 10)
+
+    model = ir.load(path)
+    kept = keep(model.graph, ranges, policy)
+    candidates = [str(node.name) for node in model.graph if computes(node) and str(node.name) not in kept]
+    found = find_sensitive(candidates, noise, 10 ** (-REQUIRED / 10))
+    if found:
+        kept = keep(model.graph, ranges, policy, found)
+    casts, nodes = convert(model, kept), sum(computes(node) for node in ir.load(path).graph)
+    _save(model, path)
+    model = ir.load(path)  # what was written is what is measured
+    quality = _worst_snr(wanted, StrictGraph(model).run(signals[0]))
+    halves, broken = measure_ranges(model, signals, HALF)
+    return Lowered(kept, casts, nodes, quality, max(halves.values(), default=0.0) / MAXIMUM, broken)
+
+
+def _worst_snr(wanted: Feeds, found: Feeds) -> float:
+    return min(snr(value, found[name]) for name, value in wanted.items())
+
+
+def find_sensitive(nodes: list[str], noise: Callable[[Collection[str]], float], budget: float) -> list[str]:
+    """The nodes that spoil an output, by bisection: a run of nodes whose noise is within its share of the budget is cleared."""
+    if noise(nodes) <= budget:
+        return []
+    if len(nodes) == 1:
+        return nodes
+    middle = len(nodes) // 2
+    return find_sensitive(nodes[:middle], noise, budget / 2) + find_sensitive(nodes[middle:], noise, budget / 2)
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    """Beside the old files first: their weights are still mapped into `model`."""
+    model.metadata_props["precision"] = json.dumps("fp16")
+    data = path.with_name(f"{path.name}.data")
+    folder = path.parent / "lowered"
+    folder.mkdir()
+    ir.save(model, folder / path.name, external_data=data.name)
+    for file in (data, path):
+        os.replace(folder / file.name, file)
+    folder.rmdir()
