@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..runtime.bundle import MANIFEST, describe_file
-from ..runtime.errors import InputError, OutputError, OutputExists
+from ..engines import engine_class
+from ..runtime.bundle import MANIFEST, Bundle, describe_file
+from ..runtime.errors import InputError, OutputExists
 from ..runtime.family import open_family
 from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.tokenizer import Tokenizer
 from . import demo
 from .checkpoint import read_checkpoint
+from .compile import Compilation, add_plans
 from .family import Model, open_model
 from .gates import Progress, judge_lowered, measure, require
 from .golden import CAPTIONS, Golden, calibration_signals, make_golden
 from .graph import export_graph, inspect_graph
 from .hub import SCHEME, fetch
 from .precision import lower
+from .publish import publish, recover, staging, write_manifest
 from .vocabulary import read_tokenizer
 
 ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "clapsep-export")
-STAGING, ASIDE = ".building", ".replaced"  # suffixes of the directories beside a bundle while it is made
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class Request:
     precision: str = "fp32"
     engines: tuple[str, ...] = ("onnxruntime",)
     max_batch: int = 4
+    compute_capabilities: tuple[str, ...] = ()
     force: bool = False
 
 
@@ -94,12 +92,17 @@ def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
     manifest, golden = _write_golden(root, model, manifest)
     if request.precision == "fp16":
         manifest = _lower(root, model, manifest, golden, progress)
-    (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    gates = measure(root, request.engines, progress)
+    write_manifest(root, manifest)
+    gates = measure(root, [kind for kind in request.engines if not _needs_plans(kind)], progress)
     require(gates, "the export", "no bundle was written")
-    manifest = replace(manifest, gates=manifest.gates + gates)
-    (root / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return manifest
+    write_manifest(root, replace(manifest, gates=manifest.gates + gates))
+    for kind in filter(_needs_plans, request.engines):
+        add_plans(Bundle.open(root), Compilation(kind, compute_capabilities=request.compute_capabilities), progress)
+    return Bundle.open(root).manifest
+
+
+def _needs_plans(kind: str) -> bool:
+    return engine_class(kind).plans == "required"
 
 
 def _open(root: Path, request: Request, progress: Progress) -> tuple[Model, Manifest]:
@@ -178,66 +181,3 @@ def _lower(root: Path, model: Model, manifest: Manifest, golden: Golden, progres
         gates += judge_lowered(name, lowered)
     require(gates, "the conversion to float16", "no bundle was written")
     return replace(manifest, graphs=graphs, gates=manifest.gates + gates)
-
-
-def _beside(out: Path, suffix: str) -> Path:
-    """A new directory beside `out`, hidden, on the same file system."""
-    return Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=suffix, dir=out.parent))
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[bool]:
-    """Lock a directory while its build lives; yields False if another process holds it. The lock dies with its process."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A directory beside `out`, removed unless it was published."""
-    root: Path | None = None
-    try:
-        root = _beside(out, STAGING)
-        root.chmod(0o755)
-        with held(root):
-            yield root
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror or error}); choose another place or free some space") from error
-    finally:
-        if root is not None:
-            shutil.rmtree(root, ignore_errors=True)
-
-
-def publish(root: Path, out: Path, *, force: bool) -> None:
-    """Give the finished directory its name; an old bundle steps aside first and comes back if that fails."""
-    if not out.exists():
-        os.rename(root, out)
-        return
-    if not force:
-        raise OutputExists(f"{out} was made by somebody else meanwhile; choose another name or pass --force")
-    with held(out):
-        aside = _beside(out, ASIDE)
-        os.rename(out, aside)
-        try:
-            os.rename(root, out)
-        except OSError:
-            os.rename(aside, out)
-            raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def recover(out: Path) -> None:
-    """Clear away what builds that were killed left beside `out`; an old bundle without its successor gets its name back."""
-    for suffix in (ASIDE, STAGING):
-        for left in sorted(out.parent.glob(f".{glob.escape(out.name)}.*{suffix}")):
-            with held(left) as abandoned:
-                if abandoned and suffix == ASIDE and not out.exists():
-                    os.rename(left, out)
-                elif abandoned:
-                    shutil.rmtree(left, ignore_errors=True)

@@ -12,8 +12,9 @@ import click
 
 from .. import __version__
 from ..engines import KINDS
+from ..engines.plan import Compatibility
 from ..runtime.bundle import Bundle
-from ..runtime.commands import Command, debug_option
+from ..runtime.commands import Command, debug_option, device_option, hint_option
 from ..runtime.errors import InputError
 
 PATH = click.Path(path_type=Path)
@@ -37,6 +38,15 @@ class Stages:
         click.echo(f"{time.monotonic() - self._start:7.1f} s  {peak:5.2f} GiB  {stage}", err=True)
 
 
+capability_option = click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    metavar="X.Y",
+    multiple=True,
+    help="GPUs to compile tensorrt-rtx plans for, such as 8.9; needs no GPU.  [default: the one in this machine]",
+)
+
+
 @main.command()
 @click.argument("out", metavar="OUT.clapsep", type=PATH)
 @click.option("--clap", metavar="FILE", help="CLAP checkpoint (path or hf://owner/repo/path).")
@@ -47,7 +57,13 @@ class Stages:
     help="RoBERTa's tokenizer.json, or vocab.json and merges.txt.  [default: from the hub]",
 )
 @click.option("--demo", is_flag=True, help="The small model that comes with this package, in place of the checkpoints.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the graphs; inputs and outputs stay fp32.",
+)
 @click.option(
     "--engine",
     "engines",
@@ -55,7 +71,7 @@ class Stages:
     multiple=True,
     default=["onnxruntime"],
     show_default=True,
-    help="Gates run on these.",
+    help="Gates run on these; kinds that need plans are compiled first.",
 )
 @click.option(
     "--max-batch",
@@ -64,6 +80,7 @@ class Stages:
     show_default=True,
     help="Largest batch that plans are made for.",
 )
+@capability_option
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @debug_option
 def build(
@@ -75,6 +92,7 @@ def build(
     precision: str,
     engines: tuple[str, ...],
     max_batch: int,
+    compute_capabilities: tuple[str, ...],
     force: bool,
 ) -> None:
     """Export checkpoints to a bundle and prove that nothing was lost."""
@@ -83,15 +101,61 @@ def build(
     from .describe import ORIGINS
     from .gates import table
 
-    manifest = run(out, Request(clap, checkpoint, tokenizer, demo, precision, engines, max_batch, force), Stages())
+    request = Request(clap, checkpoint, tokenizer, demo, precision, engines, max_batch, compute_capabilities, force)
+    manifest = run(out, request, Stages())
     click.echo(table(manifest.gates))
     click.echo(f"weights: {ORIGINS[manifest.weights]}", err=True)
     click.echo(out)
 
 
+@main.command("compile")
+@click.argument("bundle", type=PATH)
+@click.option("--engine", type=click.Choice(KINDS), required=True)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="What the plans compute in.  [default: the graphs' own]")
+@capability_option
+@click.option(
+    "--compatibility",
+    type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
+    default="none",
+    show_default=True,
+    help="Other GPUs that tensorrt plans must run on.",
+)
+@click.option("--version-compatible", is_flag=True, help="Let later TensorRT libraries of the same major version run the plans.")
+@click.option("--workspace", metavar="MIB", type=click.IntRange(1), help="GPU scratch memory that the plans may use.")
+@click.option("--memory", metavar="MIB", type=click.IntRange(1), help="Host memory that the compiler may use.")
+@click.option("--timing-cache", metavar="FILE", type=PATH, help="Where tensorrt keeps its measurements for the next compilation.")
+@debug_option
+def compile_(
+    bundle: Path,
+    engine: str,
+    precision: str | None,
+    compute_capabilities: tuple[str, ...],
+    compatibility: Compatibility,
+    version_compatible: bool,
+    workspace: int | None,
+    memory: int | None,
+    timing_cache: Path | None,
+) -> None:
+    """Add plans to a bundle, for this machine or for named GPUs, and prove them where they can run. Needs no torch."""
+    from .compile import Compilation, compile_bundle
+    from .gates import table
+
+    scratch, host = (None if size is None else size << 20 for size in (workspace, memory))
+    wanted = Compilation(engine, precision, compute_capabilities, compatibility, version_compatible, scratch, host, timing_cache)
+    compiled = compile_bundle(bundle, wanted, Stages())
+    if compiled.gates:
+        click.echo(table(compiled.gates))
+    for plan in compiled.plans:
+        click.echo(f"{plan.plan.file}  {plan.plan.size / 2**20:.1f} MiB  {plan.target}")
+    if compiled.unverified:
+        click.echo(f"not verified here; run on the target: clapsep-export verify {bundle} --engine {engine}", err=True)
+
+
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.option("--engine", "engines", type=click.Choice(KINDS), multiple=True, default=["onnxruntime"], show_default=True)
+@device_option
+@hint_option
 @click.option("--reference", type=click.Choice(["laion_clap"]), help="Also compare the towers with this package's own.")
 @click.option(
     "--reference-python",
@@ -106,6 +170,8 @@ def build(
 def verify(
     bundle: Path,
     engines: tuple[str, ...],
+    device: str | None,
+    precision: str | None,
     reference: str | None,
     reference_python: str,
     clap: str | None,
@@ -117,7 +183,7 @@ def verify(
     if reference and clap is None:
         raise InputError("--reference laion_clap needs the CLAP checkpoint that the bundle was built from; give it with --clap")
     stages = Stages()
-    gates = measure(bundle, engines, stages)
+    gates = measure(bundle, engines, stages, device, precision)
     if reference and clap:
         from .reference import compare
 

@@ -35,9 +35,14 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     yield f"query      {', '.join(f'{name} {v}' for name, v in m.query.items())}"
     for name, g in m.graphs.items():
         size = g.graph.size + (g.data.size if g.data else 0)
-        yield f"graph      {name}: {g.precision}, opset {g.opset}, {g.nodes} nodes, {size / 1e6:.1f} MB"
+        float32 = f" ({len(g.fp32_nodes)} in float32)" if g.fp32_nodes else ""
+        yield f"graph      {name}: {g.precision}, opset {g.opset}, {g.nodes} nodes{float32}, {size / 1e6:.1f} MB"
         yield f"           {_tensors(g.inputs)} → {_tensors(g.outputs)}"
     for plan in m.plans:
-        yield f"plan       {plan.graph}: {plan.kind} {plan.version}, {plan.precision}, for {plan.device}"
-    passed = sum(g.passed for g in m.gates)
-    yield f"gates      {passed} of {len(m.gates)} passed when it was built"
+        yield f"plan       {plan.graph}: {plan.kind} {plan.precision}, {plan.plan.size / 1e6:.1f} MB, for {plan.target}"
+    for engine in dict.fromkeys(g.engine for g in m.gates):
+        gates = [g for g in m.gates if g.engine == engine]
+        yield f"gates      {engine}: {sum(g.passed for g in gates)} of {len(gates)} passed"
+    proven = {g.engine.split()[0] for g in m.gates}
+    for kind in dict.fromkeys(plan.kind for plan in m.plans if plan.kind not in proven):
+        yield f"           the plans of {kind} have not been verified; run on the target: clapsep-export verify {bundle.path} --engine {kind}"

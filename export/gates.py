@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,13 +135,20 @@ def run_gates(separator: Separator, golden: Golden, progress: Progress) -> tuple
     return tuple(gates)
 
 
-def measure(path: Path, engines: tuple[str, ...], progress: Progress) -> tuple[Gate, ...]:
+def load_golden(bundle: Bundle) -> Golden:
+    return Golden.load(bundle.file(bundle.manifest.golden))
+
+
+def measure(
+    path: Path, engines: Sequence[str], progress: Progress, device: str | None = None, precision: str | None = None
+) -> tuple[Gate, ...]:
     """Check every file of a bundle, then run its gates on each engine kind."""
     bundle = Bundle.open(path)
+    separators = [Separator(bundle, kind, device=device, precision=precision) for kind in engines]
     progress("checking files")
     bundle.check_files()
-    golden = Golden.load(bundle.file(bundle.manifest.golden))
-    return tuple(gate for kind in engines for gate in run_gates(Separator(bundle, kind), golden, progress))
+    golden = load_golden(bundle)
+    return tuple(gate for separator in separators for gate in run_gates(separator, golden, progress))
 
 
 def _shown(gate: Gate) -> str:

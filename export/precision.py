@@ -71,10 +71,9 @@ def keep(graph: ir.Graph, ranges: Mapping[str, float], policy: Policy, found: Co
 
 
 def _largest(node: ir.Node, ranges: Mapping[str, float]) -> float:
-    """Of what a node makes; a LayerNormalization also squares its input, in float32 only where an engine heeds `stash_type`."""
-    made = max((ranges.get(str(value.name), 0.0) for value in node.outputs), default=0.0)
-    given = ranges.get(str(node.inputs[0].name), 0.0) if node.op_type == "LayerNormalization" and node.inputs[0] else 0.0
-    return max(made, given**2)
+    """Of what a node takes and makes; a LayerNormalization also squares its input, in float32 only where an engine heeds `stash_type`."""
+    values = [ranges.get(str(value.name), 0.0) for value in (*node.inputs, *node.outputs) if value is not None]
+    return max(*values, values[0] ** 2) if node.op_type == "LayerNormalization" else max(values, default=0.0)
 
 
 def _representable(value: ir.Value | None) -> bool:
@@ -124,7 +123,9 @@ class _Caster:
     def _constant(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
         assert value.const_value is not None
         array = value.const_value.numpy().astype(wanted.numpy())
-        made = ir.Value(name=f"{value.name}_{wanted.name.lower()}", const_value=ir.tensor(array), shape=value.shape, type=ir.TensorType(wanted))
+        made = ir.Value(
+            name=f"{value.name}_{wanted.name.lower()}", const_value=ir.tensor(array), shape=value.shape, type=ir.TensorType(wanted)
+        )
         self._graph.initializers[str(made.name)] = made
         return made
 
@@ -224,10 +225,13 @@ def measure_ranges(model: ir.Model, signals: Sequence[Feeds], only: ir.DataType 
     graph = StrictGraph(model)
     for feeds in signals:
         graph.run(feeds, observe)
+        for name, value in feeds.items():
+            if only in (None, ir.DataType.FLOAT) and value.dtype == np.float32:
+                ranges[name] = max(ranges.get(name, 0.0), float(np.abs(value).max()))
     return ranges, broken
 
 
-def lower(path: Path, signals: Sequence[Feeds], policy: Policy = Policy()) -> Lowered:  # noqa: B008
+def lower(path: Path, signals: Sequence[Feeds], policy: Policy = Policy()) -> Lowered:
     """Replace the float32 graph at `path` (and its weights beside it) by a mixed float16 one.
 
     `signals` are inputs of the graph: the first ordinary, on which accuracy is judged; the rest hard, for the ranges.

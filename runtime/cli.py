@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,8 +12,9 @@ from .. import __version__
 from ..engines import KINDS
 from . import audio
 from .clap import CROPS
-from .commands import Command, debug_option
+from .commands import Command, debug_option, device_option, hint_option
 from .errors import InputError, OutputError, OutputExists
+from .plans import AUTO
 from .query import Query
 from .separator import OVERLAP_SECONDS, Separator
 
@@ -60,7 +62,9 @@ def main() -> None:
     required=True,
     help="Output file; a directory if it exists as one, has no extension, or takes several mixtures.",
 )
-@click.option("--engine", type=click.Choice(KINDS), default="onnxruntime", show_default=True)
+@click.option("--engine", type=click.Choice([*KINDS, AUTO]), default="onnxruntime", show_default=True)
+@device_option
+@hint_option
 @click.option("--threads", type=click.IntRange(1), help="Engine threads.  [default: one per physical core]")
 @click.option(
     "--alpha",
@@ -83,6 +87,8 @@ def separate(
     negative_audio: tuple[Path, ...],
     output: Path,
     engine: str,
+    device: str | None,
+    precision: str | None,
     threads: int | None,
     alpha: float,
     overlap: float,
@@ -92,7 +98,10 @@ def separate(
 ) -> None:
     """Separate each MIXTURE with BUNDLE; rate, length and channels stay as they are."""
     jobs = _outputs(mixtures, output, force)
-    separator = Separator(bundle, engine, threads=threads, normalize=normalize, crop=crop, overlap=overlap)
+    options: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+    separator = Separator(bundle, engine, **options, normalize=normalize, crop=crop, overlap=overlap)
+    if engine == AUTO:
+        click.echo(separator.choice.why, err=True)
     condition = separator.condition(Query(positive, positive_audio, alpha), Query(negative, negative_audio, alpha))
     with click.progressbar(jobs, label="separating", file=sys.stderr, item_show_func=_name) as bar:
         for source, target in bar:

@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from clapsep.export.build import Request, build, held, publish, recover, staging
+from clapsep.export.build import Request, build
 from clapsep.export.graph import FORBIDDEN
+from clapsep.export.publish import held, publish, recover, staging
 from clapsep.runtime import Bundle, Separator
 from clapsep.runtime.errors import GateError, InputError, OutputError, OutputExists
 from tiny import Files, variant
