@@ -21,6 +21,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 PROVIDER_OPTIONS = {"cpu": {}, "cuda": {"device_id": "0", "use_tf32": "0"}}  # TF32 keeps 10 of 23 bits, so it is no fp32
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 IDLE_BUFFERS = 8  # sets of device buffers that wait for the next call of their batch size; the oldest go
+DRIVER = "libcuda.so"
 INSTALL_GPU = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'clapsep-export[gpu]'"
 INSTALL_CUDA = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
@@ -139,6 +140,13 @@ def missing_cuda_library(ort: Any) -> str | None:
     return None
 
 
+def cuda_trouble(ort: Any) -> str | None:
+    """What keeps the CUDA provider from loading besides the NVIDIA driver, None if nothing does; for a process that will not run it."""
+    _preload(ort)
+    missing = missing_cuda_library(ort)
+    return None if missing is None or DRIVER in missing else missing
+
+
 def _open(ort: Any, path: Path, device: str, threads: int | None) -> Any:
     """A session on the device's provider alone.
 
@@ -160,7 +168,7 @@ def _open(ort: Any, path: Path, device: str, threads: int | None) -> Any:
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
         missing = missing_cuda_library(ort) if device == "cuda" else None
         if missing:
-            repair = "install the NVIDIA driver" if "libcuda.so" in missing else f"run: {INSTALL_CUDA}"
+            repair = "install the NVIDIA driver" if DRIVER in missing else f"run: {INSTALL_CUDA}"
             message = f"onnxruntime {ort.__version__} cannot load its CUDA provider ({missing}); {repair}"
             raise EngineUnavailable(message, "not-loadable") from error
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {str(error).strip()}") from error

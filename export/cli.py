@@ -205,3 +205,18 @@ def inspect(bundle: Path, as_json: bool) -> None:
     from .describe import describe
 
     click.echo(describe(opened))
+
+
+@main.command()
+@click.option("--engine", "engines", type=click.Choice(KINDS), multiple=True, help="Only these kinds, all of which must run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
+@debug_option
+@click.pass_context
+def doctor(ctx: click.Context, engines: tuple[str, ...], as_json: bool) -> None:
+    """Try every engine kind on this machine, and say how to repair what cannot run."""
+    from ..engines.doctor import describe, examine
+
+    report = examine(engines)
+    click.echo(report.to_json() if as_json else describe(report))
+    if not report.runs(engines):
+        ctx.exit(1)
