@@ -19,12 +19,13 @@ from . import demo
 from .checkpoint import read_checkpoint
 from .compile import Compilation, add_plans
 from .family import Model, open_model
-from .gates import Progress, judge_lowered, measure, require
+from .gates import LIMITS, Progress, judge_lowered, measure, require, run_gates
 from .golden import CAPTIONS, Golden, calibration_signals, make_golden
 from .graph import export_graph, inspect_graph
 from .hub import SCHEME, fetch
-from .precision import lower
+from .precision import REQUIRED, lower
 from .publish import publish, recover, staging, write_manifest
+from .strict import StrictSeparator
 from .vocabulary import read_tokenizer
 
 ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
@@ -175,9 +176,12 @@ def _lower(root: Path, model: Model, manifest: Manifest, golden: Golden, progres
     graphs, gates = {}, ()
     for name in manifest.graphs:
         progress(f"float16 for {name}")
-        lowered = lower(root / f"graphs/{name}.onnx", signals[name])
+        required = LIMITS["waveform SNR dB"][1]["fp16"] + 3 if name == "separator" else REQUIRED
+        lowered = lower(root / f"graphs/{name}.onnx", *signals[name], required)
         progress(lowered.summary())
         graphs[name] = inspect_graph(root, name, "fp16", tuple(lowered.kept))
         gates += judge_lowered(name, lowered)
+    manifest = replace(manifest, graphs=graphs)
+    gates += run_gates(StrictSeparator(Bundle(root, manifest)), golden, progress)
     require(gates, "the conversion to float16", "no bundle was written")
-    return replace(manifest, graphs=graphs, gates=manifest.gates + gates)
+    return replace(manifest, gates=manifest.gates + gates)

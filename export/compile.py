@@ -86,7 +86,7 @@ def add_plans(bundle: Bundle, wanted: Compilation, progress: Progress) -> Compil
         )
     old = {plan.key: plan for plan in bundle.manifest.plans}
     plans = tuple(_plan(bundle, graph, engine, wanted, old, progress) for graph in bundle.manifest.graphs)
-    made = sum(plan.key not in old for plan in plans)
+    made = sum(plan not in bundle.manifest.plans for plan in plans)
     manifest = replace(bundle.manifest, plans=_merged(bundle.manifest.plans, plans))
     compiled = _verify(Bundle(bundle.path, manifest), wanted, progress)
     if made or compiled.gates:
@@ -120,16 +120,27 @@ def _plan(bundle: Bundle, graph: str, engine: type[Engine], wanted: Compilation,
     )
     hashes = [file.sha256 for file in (entry.graph, entry.data) if file is not None]
     key = _key(engine, settings, hashes)
-    if key in old:
+    if key in old and _usable(engine, old[key], wanted):
         progress(f"{graph}: the {engine.kind} plan is there")
         bundle.file(old[key].plan)
         return old[key]
     progress(f"compiling {graph} with {engine.kind}")
-    relative = f"plans/{engine.kind}/{graph}.{settings.precision}.{key[:12]}.plan"
+    relative = f"plans/{engine.kind}/{graph}.{settings.precision}.{key[:12]}{engine.plan_suffix}"
     out = bundle.path / relative
     out.parent.mkdir(parents=True, exist_ok=True)
     target = engine.compile(bundle.graph(graph), out, settings, progress)
     return Plan(graph, engine.kind, settings.precision, target, key, describe_file(bundle.path, relative))
+
+
+def _usable(engine: type[Engine], plan: Plan, wanted: Compilation) -> bool:
+    """Whether a plan from the same ingredients is for this machine too, or for GPUs that were named."""
+    if wanted.compute_capabilities:
+        return True
+    try:
+        engine.check_plan(plan.target, this_machine())
+    except EngineUnavailable:
+        return False
+    return True
 
 
 def _key(engine: type[Engine], settings: PlanSettings, hashes: list[str]) -> str:

@@ -32,7 +32,7 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     yield f"toolchain  {', '.join(f'{name} {v}' for name, v in m.toolchain.items())}"
     yield f"signal     {', '.join(f'{name} {v}' for name, v in m.dsp.items())}"
     yield f"condition  {', '.join(f'{name} {v}' for name, v in m.condition.items())}"
-    yield f"query      {', '.join(f'{name} {v}' for name, v in m.query.items())}"
+    yield f"query      {', '.join(f'{name} {len(v) if isinstance(v, list) else v}' for name, v in m.query.items())}"
     for name, g in m.graphs.items():
         size = g.graph.size + (g.data.size if g.data else 0)
         float32 = f" ({len(g.fp32_nodes)} in float32)" if g.fp32_nodes else ""
@@ -45,4 +45,5 @@ def _lines(bundle: Bundle) -> Iterator[str]:
         yield f"gates      {engine}: {sum(g.passed for g in gates)} of {len(gates)} passed"
     proven = {g.engine.split()[0] for g in m.gates}
     for kind in dict.fromkeys(plan.kind for plan in m.plans if plan.kind not in proven):
-        yield f"           the plans of {kind} have not been verified; run on the target: clapsep-export verify {bundle.path} --engine {kind}"
+        command = f"clapsep-export verify {bundle.path} --engine {kind}"
+        yield f"           the plans of {kind} have not been verified; run on the target: {command}"

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..engines import EngineOptions, this_machine
 from ..runtime.bundle import Bundle
 from ..runtime.dsp import Float32
 from ..runtime.errors import GateError
 from ..runtime.manifest import Gate
 from ..runtime.metrics import cosine, si_sdr, snr
+from ..runtime.plans import choose
 from ..runtime.separator import Separator
 from .golden import Golden, as_float, clips_of
 
@@ -22,12 +24,12 @@ if TYPE_CHECKING:  # torch converts to float16 but is not needed to judge
 # metric: (relation, limit per precision). One table, no other place has a threshold.
 LIMITS: dict[str, tuple[str, dict[str, float]]] = {
     "token ids differing": ("<=", {"fp32": 0, "fp16": 0, "bf16": 0}),
-    "1 - cosine": ("<=", {"fp32": 1e-8, "fp16": 1e-5, "bf16": 1e-3}),
-    "max error": ("<=", {"fp32": 1e-5, "fp16": 1e-3, "bf16": 1e-2}),
-    "caption cosines, max error": ("<=", {"fp32": 1e-5, "fp16": 1e-3, "bf16": 1e-2}),
+    "1 - cosine": ("<=", {"fp32": 1e-8, "fp16": 1e-4, "bf16": 3e-3}),
+    "max error": ("<=", {"fp32": 1e-5, "fp16": 3e-3, "bf16": 2e-2}),
+    "caption cosines, max error": ("<=", {"fp32": 1e-5, "fp16": 1e-2, "bf16": 5e-2}),
     "log-mel error dB": ("<=", {"fp32": 1e-2, "fp16": 1e-2, "bf16": 1e-2}),
-    "waveform SNR dB": (">=", {"fp32": 100, "fp16": 50, "bf16": 35}),
-    "SI-SDR dB": (">=", {"fp32": 100, "fp16": 50, "bf16": 35}),
+    "waveform SNR dB": (">=", {"fp32": 100, "fp16": 50, "bf16": 30}),
+    "SI-SDR dB": (">=", {"fp32": 100, "fp16": 50, "bf16": 30}),
     "batch against single, max error": ("<=", {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}),
     "hard-signal SNR dB": (">=", {"fp32": 90, "fp16": 40, "bf16": 25}),
     "silence, max output": ("<=", {"fp32": 1e-6, "fp16": 1e-6, "bf16": 1e-6}),
@@ -35,7 +37,6 @@ LIMITS: dict[str, tuple[str, dict[str, float]]] = {
     "mask below 0 or above 1": ("<=", {"fp32": 0, "fp16": 0, "bf16": 0}),
     "float16 values not finite": ("<=", {"fp16": 0}),
     "largest float16 activation / 65504": ("<=", {"fp16": 0.25}),
-    "output SNR dB, every value rounded": (">=", {"fp16": 40}),
 }
 
 Progress = Callable[[str], None]
@@ -52,11 +53,10 @@ def judge(stage: str, metric: str, measured: float, precision: str, engine: str)
 
 
 def judge_lowered(graph: str, lowered: Lowered) -> tuple[Gate, ...]:
-    """Of a float16 graph, before any engine has seen it: engines on the CPU compute in float32 inside and hide overflow."""
+    """Ranges of a float16 graph: engines on the CPU compute in float32 inside and hide overflow."""
     measurements = (
         ("float16 values not finite", lowered.not_finite),
         ("largest float16 activation / 65504", lowered.largest),
-        ("output SNR dB, every value rounded", lowered.snr_db),
     )
     return tuple(judge(graph, metric, measured, "fp16", "strict") for metric, measured in measurements)
 
@@ -144,11 +144,16 @@ def measure(
 ) -> tuple[Gate, ...]:
     """Check every file of a bundle, then run its gates on each engine kind."""
     bundle = Bundle.open(path)
-    separators = [Separator(bundle, kind, device=device, precision=precision) for kind in engines]
+    options = EngineOptions(device=device, precision=precision)
+    for kind in engines:  # what cannot run is said before anything long begins
+        choose(bundle, kind, options, this_machine())
     progress("checking files")
     bundle.check_files()
     golden = load_golden(bundle)
-    return tuple(gate for separator in separators for gate in run_gates(separator, golden, progress))
+    gates: tuple[Gate, ...] = ()
+    for kind in engines:  # one at a time is in memory
+        gates += run_gates(Separator(bundle, kind, device=device, precision=precision), golden, progress)
+    return gates
 
 
 def _shown(gate: Gate) -> str:

@@ -155,15 +155,22 @@ def make_golden(model: Model, family: Family, ids: Ids, mask: Ids) -> Golden:
     )
 
 
-def calibration_signals(model: Model, family: Family, golden: Golden) -> dict[str, list[dict[str, NDArray[Any]]]]:
-    """Inputs of each graph for `precision.lower`: first the ordinary case, then `signals.CALIBRATION` with every golden condition."""
-    mixtures = np.stack([signals.named(name, family.window_samples, family.sample_rate) for name in signals.CALIBRATION])
-    clips = [signals.named(name, family.query_samples, family.query_sample_rate) for name in signals.CALIBRATION]
-    queries = [{"log_mel": golden.log_mel}, *({"log_mel": model.query_features(as_float(clip))[None]} for clip in clips)]
+Feeds = dict[str, NDArray[Any]]
+
+
+def calibration_signals(model: Model, family: Family, golden: Golden) -> dict[str, tuple[list[Feeds], list[Feeds]]]:
+    """Inputs of each graph for `precision.lower`: the ordinary ones, then the hard ones of `signals.CALIBRATION`."""
     conditions = golden.condition
-    windows = [(golden.mixture, c) for c in conditions] + [(m, conditions[i % len(conditions)]) for i, m in enumerate(mixtures)]
-    separations = [{**family.features(as_float(m)[None])[0], "condition": c[None]} for m, c in windows]
+    mixtures = [as_float(signals.named(name, family.window_samples, family.sample_rate))[None] for name in signals.CALIBRATION]
+    clips = [as_float(signals.named(name, family.query_samples, family.query_sample_rate)) for name in signals.CALIBRATION]
+    features, _ = family.features(as_float(golden.mixture)[None])
     random = np.random.Generator(np.random.PCG64(9))
     ids = random.integers(4, model.vocabulary, (4, golden.input_ids.shape[1]))  # past the special tokens, no padding
-    texts = [golden.tokens, {"input_ids": ids, "attention_mask": np.ones_like(ids)}]
-    return {"text_encoder": texts, "audio_encoder": queries, "separator": separations}
+    return {
+        "text_encoder": ([golden.tokens], [{"input_ids": ids, "attention_mask": np.ones_like(ids)}]),
+        "audio_encoder": ([{"log_mel": golden.log_mel}], [{"log_mel": model.query_features(clip)[None]} for clip in clips]),
+        "separator": (
+            [{**features, "condition": c[None]} for c in conditions],
+            [{**family.features(m)[0], "condition": conditions[i % len(conditions)][None]} for i, m in enumerate(mixtures)],
+        ),
+    }

@@ -27,7 +27,7 @@ HALF = ir.DataType.FLOAT16
 MAXIMUM = 65504.0  # of float16
 HEADROOM = 8.0  # how far below that every activation of the calibration signals must stay
 TINY = 6.1e-5  # smallest normal float16: constants below lose accuracy
-REQUIRED = 46.0  # dB that every output must keep against float32 before nodes are searched that spoil it
+REQUIRED = 46.0  # dB that every output must keep against float32, or the nodes that spoil it are searched for
 
 # Sums of squares, quotients and exponentials: what overflows first and what the outputs depend on most.
 NORMALISATIONS = frozenset({"Pow", "ReduceSum", "ReduceMean", "ReduceL2", "Sqrt", "Reciprocal", "Div", "Clip", "Exp", "Log"})
@@ -189,7 +189,7 @@ def _restore_outputs(graph: ir.Graph) -> None:
 class Lowered:
     """What became of a graph: float32 nodes with reasons, casts, and what the strict interpreter measured on the calibration signals.
 
-    snr_db: of the worst output on the first signal, against float32. largest: activation typed float16, as a share of 65504.
+    snr_db: of the worst output on the ordinary signals, against float32. largest: activation typed float16, as a share of 65504.
     not_finite: values typed float16.
     """
 
@@ -231,36 +231,44 @@ def measure_ranges(model: ir.Model, signals: Sequence[Feeds], only: ir.DataType 
     return ranges, broken
 
 
-def lower(path: Path, signals: Sequence[Feeds], policy: Policy = Policy()) -> Lowered:
+def lower(
+    path: Path, ordinary: Sequence[Feeds], hard: Sequence[Feeds] = (), required: float = REQUIRED, policy: Policy = Policy()
+) -> Lowered:
     """Replace the float32 graph at `path` (and its weights beside it) by a mixed float16 one.
 
-    `signals` are inputs of the graph: the first ordinary, on which accuracy is judged; the rest hard, for the ranges.
+    `ordinary` and `hard` are inputs of the graph; ranges are measured on all of them, accuracy (`required` dB) on the ordinary ones.
     """
-    ranges, _ = measure_ranges(ir.load(path), signals)
-    wanted = StrictGraph(ir.load(path)).run(signals[0])
+    everything = [*ordinary, *hard]
+    ranges, _ = measure_ranges(ir.load(path), everything)
+    wanted = _outputs(ir.load(path), ordinary)
 
     def noise(half: Collection[str]) -> float:
         """Relative error power of the worst output when only the nodes `half` are float16."""
         model = ir.load(path)
         convert(model, [str(node.name) for node in model.graph if str(node.name) not in half])
-        return 10 ** (-_worst_snr(wanted, StrictGraph(model).run(signals[0])) / 10)
+        return 10 ** (-_worst_snr(wanted, _outputs(model, ordinary)) / 10)
 
     model = ir.load(path)
+    nodes = [str(node.name) for node in model.graph if computes(node)]
     kept = keep(model.graph, ranges, policy)
-    candidates = [str(node.name) for node in model.graph if computes(node) and str(node.name) not in kept]
-    found = find_sensitive(candidates, noise, 10 ** (-REQUIRED / 10))
+    found = find_sensitive([name for name in nodes if name not in kept], noise, 10 ** (-required / 10))
     if found:
         kept = keep(model.graph, ranges, policy, found)
-    casts, nodes = convert(model, kept), sum(computes(node) for node in ir.load(path).graph)
+    casts = convert(model, kept)
     _save(model, path)
     model = ir.load(path)  # what was written is what is measured
-    quality = _worst_snr(wanted, StrictGraph(model).run(signals[0]))
-    halves, broken = measure_ranges(model, signals, HALF)
-    return Lowered(kept, casts, nodes, quality, max(halves.values(), default=0.0) / MAXIMUM, broken)
+    quality = _worst_snr(wanted, _outputs(model, ordinary))
+    halves, broken = measure_ranges(model, everything, HALF)
+    return Lowered(kept, casts, len(nodes), quality, max(halves.values(), default=0.0) / MAXIMUM, broken)
 
 
-def _worst_snr(wanted: Feeds, found: Feeds) -> float:
-    return min(snr(value, found[name]) for name, value in wanted.items())
+def _outputs(model: ir.Model, signals: Sequence[Feeds]) -> list[Feeds]:
+    graph = StrictGraph(model)
+    return [graph.run(feeds) for feeds in signals]
+
+
+def _worst_snr(wanted: Sequence[Feeds], found: Sequence[Feeds]) -> float:
+    return min(snr(value, other[name]) for one, other in zip(wanted, found, strict=True) for name, value in one.items())
 
 
 def find_sensitive(nodes: list[str], noise: Callable[[Collection[str]], float], budget: float) -> list[str]:

@@ -8,7 +8,8 @@ which is how activation ranges are measured.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..engines.engine import Arrays, Engine, EngineOptions, TensorSpec
 from ..runtime.errors import ExportError
+from ..runtime.separator import Separator
 
 Observer = Callable[[ir.Node, list[Tensor]], None]
 Attributes = Mapping[str, Any]
@@ -136,3 +139,32 @@ class StrictGraph:
 
 def _tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.array(array, order="C"))
+
+
+class StrictEngine(Engine):
+    """The interpreter in the place of an engine: what a graph gives when every value really has its declared type."""
+
+    kind, library, install, devices = "strict", "torch", "pip install 'clapsep-export[export]'", ("cpu",)
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:  # noqa: ARG002
+        model = ir.load(path)
+        self._graph, self.provider = StrictGraph(model), "PyTorch CPU"
+        self.inputs, self.outputs = _specs(model.graph.inputs), _specs(model.graph.outputs)
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        return self._graph.run(inputs)
+
+
+def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    shapes = [[size if isinstance(size, int) else str(size) for size in value.shape or ()] for value in values]
+    types = [value.dtype.numpy().name for value in values if value.dtype is not None]
+    return tuple(TensorSpec(str(v.name), kind, tuple(shape)) for v, kind, shape in zip(values, types, shapes, strict=True))
+
+
+class StrictSeparator(Separator):
+    """A Separator whose graphs the interpreter runs; gates and benchmarks use it to judge float16 graphs."""
+
+    engine_name, precision = "strict", "fp16"  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def _open(self, graph: str) -> Engine:
+        return StrictEngine(self.bundle.graph(graph), self.choice.options)

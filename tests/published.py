@@ -7,12 +7,16 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from clapsep.export.checkpoint import DERIVED
 from clapsep.export.synthetic import generate
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 SEED = 20241
+META = json.loads((GOLDEN / "meta.json").read_text())
+CASES = sorted(META["cases"])
+SHORT = ("text_P_4s", "text_P_odd_length")
 
 
 @cache
@@ -35,8 +39,6 @@ def tensors(name: str, seed: int = SEED) -> dict[str, torch.Tensor]:
 
 def write_pair(folder: Path, seed: int = SEED) -> tuple[Path, Path]:
     """The two published files: CLAP with its `module.` keys and optimiser leftovers, CLAPSep as a flat dict."""
-    import numpy as np
-
     clap, checkpoint = folder / "music_audioset_epoch_15_esc_90.14.pt", folder / "best_model.ckpt"
     extra = {
         "epoch": 15,
@@ -48,3 +50,15 @@ def write_pair(folder: Path, seed: int = SEED) -> tuple[Path, Path]:
     torch.save({**extra, "state_dict": tensors("clap_music_audioset_htsat_base", seed)}, clap)
     torch.save(tensors("clapsep_best_model_subset", seed), checkpoint)
     return clap, checkpoint
+
+
+def case(name):
+    """Condition halves (None for a missing query), whether they are normalised, the samples, and the wanted part of the wave."""
+    data = np.load(GOLDEN / f"case_{name}.npz")
+    halves = [half if half.any() else None for half in (data["pos"][0], data["neg"][0])]
+    n = int(data["n_samples"])
+    if "wave" in data:
+        return halves, bool(data["normalise"]), n, slice(0, n), data["wave"], data["mask_sub"]
+    start = META["wave_segment"][0] if n == 320000 else 0
+    wave = data["wave_segment"]
+    return halves, bool(data["normalise"]), n, slice(start, start + len(wave)), wave, data["mask_sub"]

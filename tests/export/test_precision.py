@@ -148,7 +148,7 @@ def test_lowering_avoids_the_overflow_that_its_worst_signal_causes(tmp_path):
     convert(naive, [])
     assert not np.isfinite(StrictGraph(naive).run(hard)["y"]).all()
     wanted = StrictGraph(ir.load(path)).run(hard)["y"].copy()
-    lowered = lower(path, [calm, hard])
+    lowered = lower(path, [calm], [hard])
     assert set(lowered.kept.values()) == {"range"}
     assert lowered.not_finite == 0
     assert lowered.largest * HEADROOM <= 1

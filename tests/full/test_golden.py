@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from clapsep.export.checkpoint import read_checkpoint
 from clapsep.export.families.clapsep import TUNED, ClapsepModel, open_model
-from clapsep.export.golden import CAPTIONS
-from clapsep.export.vocabulary import train_tokenizer
 from clapsep.runtime import Separator
 from clapsep.runtime.dsp import resample_2_3
 from clapsep.runtime.metrics import snr
-from published import GOLDEN, SEED, manifest, tensors, write_pair
+from published import CASES, GOLDEN, SEED, SHORT, case, manifest, tensors
 
 pytestmark = pytest.mark.slow
-META = json.loads((GOLDEN / "meta.json").read_text())
-CASES = sorted(META["cases"])
-SHORT = ("text_P_4s", "text_P_odd_length")
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +30,6 @@ def mixture(inputs):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return write_pair(tmp_path_factory.mktemp("published"))
-
-
-@pytest.fixture(scope="module")
-def bundle(run, pair) -> Path:
-    out, tokenizer = pair[0].parent / "full.clapsep", pair[0].parent / "tokenizer.json"
-    train_tokenizer(CAPTIONS, 400).save(str(tokenizer))  # the golden data comes with token ids; any vocabulary will do here
-    run("clapsep-export", "build", out, "--clap", pair[0], "--checkpoint", pair[1], "--tokenizer", tokenizer)
-    return out
-
-
-@pytest.fixture(scope="module")
 def separator(bundle) -> Separator:
     return Separator(bundle)
 
@@ -57,18 +37,6 @@ def separator(bundle) -> Separator:
 @pytest.fixture(scope="module")
 def model(pair) -> ClapsepModel:
     return open_model(read_checkpoint(pair[0], "clap"), read_checkpoint(pair[1], "checkpoint"))
-
-
-def case(name):
-    """Condition halves (None for a missing query), whether they are normalised, the samples, and the wanted part of the wave."""
-    data = np.load(GOLDEN / f"case_{name}.npz")
-    halves = [half if half.any() else None for half in (data["pos"][0], data["neg"][0])]
-    n = int(data["n_samples"])
-    if "wave" in data:
-        return halves, bool(data["normalise"]), n, slice(0, n), data["wave"], data["mask_sub"]
-    start = META["wave_segment"][0] if n == 320000 else 0
-    wave = data["wave_segment"]
-    return halves, bool(data["normalise"]), n, slice(start, start + len(wave)), wave, data["mask_sub"]
 
 
 def test_published_layouts_have_the_published_sizes(pair):
