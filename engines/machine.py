@@ -48,7 +48,8 @@ def _probe_cuda() -> tuple[str | None, str, tuple[Gpu, ...]]:
         version = _value(driver.cuDriverGetVersion())
         gpus = tuple(_gpu(driver, index) for index in range(_value(driver.cuDeviceGetCount())))
     except Exception as error:  # the loader's own type where libcuda.so.1 is missing, RuntimeError from a failed call
-        return None, f"there is no NVIDIA driver ({str(error).splitlines()[0]})", ()
+        missing = type(error).__name__ == "DynamicLibNotFoundError"
+        return None, "there is no NVIDIA driver" + ("" if missing else f" that works ({str(error).splitlines()[0]})"), ()
     return f"{version // 1000}.{version % 1000 // 10}", "" if gpus else "the NVIDIA driver sees no GPU", gpus
 
 

@@ -84,6 +84,8 @@ def add_plans(bundle: Bundle, wanted: Compilation, progress: Progress) -> Compil
             f"the graphs of {bundle.path} are {bundle.manifest.graphs['separator'].precision} and engine {wanted.kind} cannot compute "
             f"in {wanted.precision}; build a bundle with --precision {wanted.precision}"
         )
+    if wanted.compute_capabilities and "cuda" not in engine.devices:
+        raise InputError(f"engine {wanted.kind} runs on the {engine.devices[0]} and knows no compute capabilities; leave them out")
     old = {plan.key: plan for plan in bundle.manifest.plans}
     plans = tuple(_plan(bundle, graph, engine, wanted, old, progress) for graph in bundle.manifest.graphs)
     made = sum(plan not in bundle.manifest.plans for plan in plans)

@@ -127,6 +127,7 @@ def test_without_a_gpu_the_capability_must_be_named(run, copy):
         (["--engine", "tensorrt-rtx", "--compute-capability", "9.0"], 1, "8.9"),
         (["--engine", "tensorrt-rtx", "--compute-capability", "ada"], 1, "ada"),
         (["--engine", "tensorrt"], 1, "pip install"),
+        (["--engine", "openvino", "--compute-capability", "8.6"], 2, "leave them out"),
         (["--engine", "tensorrt-rtx", "--compute-capability", "8.6", "--memory", "64"], 1, "memory"),
     ],
 )

@@ -85,7 +85,8 @@ def test_float16_graphs_compile_to_float16_layers(reports):
 
 
 def test_a_plan_is_the_same_when_it_is_compiled_again(half_bundle, tmp_path):
-    model, settings = half_bundle / "graphs/separator.onnx", PlanSettings("fp16", 4, ("8.9",))
+    """With a fixed batch; where it varies, TensorRT-RTX 1.7 numbers some internal buffers differently from run to run."""
+    model, settings = half_bundle / "graphs/separator.onnx", PlanSettings("fp16", 1, ("8.9",))
     plans = [tmp_path / name for name in "ab"]
     for plan in plans:
         build("tensorrt-rtx", model, plan, settings, lambda _: None)
