@@ -62,6 +62,7 @@ class Engine(ABC):
     devices: ClassVar[tuple[str, ...]]
     precisions: ClassVar[tuple[str, ...]] = ()  # that it computes in besides the graph's own
     plans: ClassVar[Literal["none", "optional", "required"]] = "none"
+    plan_suffix: ClassVar[str] = ".plan"
 
     provider: str
     inputs: tuple[TensorSpec, ...]
