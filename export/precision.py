@@ -29,8 +29,8 @@ HEADROOM = 8.0  # how far below that every activation of the calibration signals
 TINY = 6.1e-5  # smallest normal float16: constants below lose accuracy
 REQUIRED = 46.0  # dB that every output must keep against float32, or the nodes that spoil it are searched for
 
-# Sums of squares, quotients and exponentials: what overflows first and what the outputs depend on most.
-NORMALISATIONS = frozenset({"Pow", "ReduceSum", "ReduceMean", "ReduceL2", "Sqrt", "Reciprocal", "Div", "Clip", "Exp", "Log"})
+# Sums of squares, quotients and exponentials: what overflows first and what the outputs depend on most. Means stay within their inputs.
+NORMALISATIONS = frozenset({"Pow", "ReduceSum", "ReduceL2", "Sqrt", "Reciprocal", "Div", "Clip", "Exp", "Log"})
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 MOVES = frozenset({"Reshape", "Transpose", "Split", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Pad", "Identity", "Expand"})
 
