@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -41,12 +42,14 @@ class EngineOptions:
     device: `cpu` or `cuda`, None for the engine kind's first.
     precision: what to compute in where that is not the graph's own (`bf16` on OpenVINO), None for the graph's.
     cuda_graph: capture the launches of each batch size once and replay them (TensorRT kinds).
+    host_code: run the code for the host that version-compatible TensorRT plans bring; for plans that you trust as programs.
     """
 
     threads: int | None = None
     device: str | None = None
     precision: str | None = None
     cuda_graph: bool = True
+    host_code: bool = False
 
 
 class Engine(ABC):
@@ -63,6 +66,7 @@ class Engine(ABC):
     precisions: ClassVar[tuple[str, ...]] = ()  # that it computes in besides the graph's own
     plans: ClassVar[Literal["none", "optional", "required"]] = "none"
     plan_suffix: ClassVar[str] = ".plan"
+    settings: ClassVar[frozenset[str]] = frozenset()  # of PlanSettings, besides precision and max_batch
 
     provider: str
     inputs: tuple[TensorSpec, ...]
@@ -108,9 +112,11 @@ class Engine(ABC):
             own = f"computes in {' or '.join(cls.precisions)} besides" if cls.precisions else "computes only in"
             message = f"engine {cls.kind} {own} the graph's own precision, not in {options.precision}; leave the precision out"
             raise EngineUnavailable(message, "wrong-precision")
-        cls.load_library()
-        if cls.device(options) == "cuda":
+        if find_spec(cls.library) is None:
+            cls.load_library()  # which says so
+        if cls.device(options) == "cuda":  # before the library is loaded: some touch the driver then
             _require_gpu(cls.kind, machine)
+        cls.load_library()
 
     @classmethod
     def device(cls, options: EngineOptions) -> str:
@@ -132,14 +138,35 @@ class Engine(ABC):
             raise EngineUnavailable(f"the plan was compiled by {cls.kind} {target.version} and this is {installed}", "other-version")
 
     @classmethod
-    def compile(cls, model: Path, out: Path, settings: PlanSettings, progress: Progress) -> Target:  # noqa: ARG003
+    def target(cls, settings: PlanSettings, machine: Machine) -> Target:
+        """What a plan that is compiled with `settings` on `machine` will run on.
+
+        Raises:
+            EngineUnavailable: the library, or the GPU to compile for, is not there.
+            EngineError: `settings` ask for what this kind does not do.
+        """
+        cls.check_settings(settings)
+        return Target(cls.version(), machine.os, machine.architecture)
+
+    @classmethod
+    def check_settings(cls, settings: PlanSettings) -> None:
+        """Raises EngineError if this kind takes no plans, or not with these settings."""
+        given = [f.name for f in fields(settings) if f.name not in ("precision", "max_batch") and getattr(settings, f.name) != f.default]
+        unknown = sorted({name.replace("_", " ") for name in given} - {name.replace("_", " ") for name in cls.settings})
+        if cls.plans == "none":
+            raise EngineError(f"engine {cls.kind} runs the ONNX files themselves and takes no plans; there is nothing to compile")
+        if unknown:
+            raise EngineError(f"engine {cls.kind} knows no {' and no '.join(unknown)}; leave it out")
+
+    @classmethod
+    def compile(cls, model: Path, out: Path, settings: PlanSettings, progress: Progress) -> Target:
         """Compile the ONNX file `model` into the plan `out`; returns what the plan runs on.
 
         Raises:
             EngineUnavailable: the library, or the GPU to compile for, is not there.
             EngineError: the compiler refused the graph or ran out of memory; `out` was not written.
         """
-        raise EngineError(f"engine {cls.kind} runs the ONNX file itself and takes no plans; leave it out")
+        raise NotImplementedError
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Run the graph once.

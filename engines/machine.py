@@ -30,9 +30,12 @@ class Machine:
 
 
 @cache
-def this_machine() -> Machine:
-    """Look once. The driver is probed before any TensorRT library is touched: some of them crash without one."""
-    cuda, trouble, gpus = _probe_cuda()
+def this_machine(gpus_too: bool = True) -> Machine:
+    """Look once. The driver is probed before any TensorRT library is touched: some of them crash without one.
+
+    Without `gpus_too` the driver is left alone: a process that has started it cannot fork children that use CUDA.
+    """
+    cuda, trouble, gpus = _probe_cuda() if gpus_too else (None, "nobody has looked for a driver", ())
     return Machine(platform.system().lower(), platform.machine(), cuda, trouble, gpus)
 
 
@@ -43,10 +46,11 @@ def _probe_cuda() -> tuple[str | None, str, tuple[Gpu, ...]]:
         return None, f"cuda-python is not installed ({error})", ()
     try:
         (status,) = driver.cuInit(0)
-        if status != driver.CUresult.CUDA_SUCCESS:
+        none = status == driver.CUresult.CUDA_ERROR_NO_DEVICE  # a driver, and no GPU that it may use
+        if status != driver.CUresult.CUDA_SUCCESS and not none:
             return None, f"the NVIDIA driver does not start ({status.name})", ()
         version = _value(driver.cuDriverGetVersion())
-        gpus = tuple(_gpu(driver, index) for index in range(_value(driver.cuDeviceGetCount())))
+        gpus = () if none else tuple(_gpu(driver, index) for index in range(_value(driver.cuDeviceGetCount())))
     except Exception as error:  # the loader's own type where libcuda.so.1 is missing, RuntimeError from a failed call
         missing = type(error).__name__ == "DynamicLibNotFoundError"
         return None, "there is no NVIDIA driver" + ("" if missing else f" that works ({str(error).splitlines()[0]})"), ()

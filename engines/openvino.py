@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,15 +74,19 @@ class OpenVinoEngine(Engine):
             raise EngineUnavailable(f"the plan was compiled for a processor with {there} and this one has {here}", "other-cpu")
 
     @classmethod
-    def compile(cls, model: Path, out: Path, settings: PlanSettings, progress: Progress) -> Target:
+    def target(cls, settings: PlanSettings, machine: Machine) -> Target:
         cls.load_library()
+        return replace(super().target(settings, machine), cpu=capabilities())
+
+    @classmethod
+    def compile(cls, model: Path, out: Path, settings: PlanSettings, progress: Progress) -> Target:
+        target = cls.target(settings, this_machine(gpus_too=False))
         hint = HINTS[settings.precision]
         progress(f"openvino {cls.version()} compiles {model.name} in {hint}")
         compiled = _compile(model, _config(hint, None))
         _require_observed(compiled, hint, model)
         _write_plan(out, hint, _export(compiled))
-        machine = this_machine()
-        return Target(cls.version(), machine.os, machine.architecture, cpu=capabilities())
+        return target
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         try:
@@ -184,8 +189,9 @@ def _read_plan(path: Path, options: EngineOptions) -> tuple[str, bytes]:
         raise EngineError(f"{path} cannot be read as a plan for OpenVINO ({type(error).__name__}); compile it again") from error
     if not whole:
         raise EngineError(f"the plan {path} is damaged: its size or SHA-256 is not what its first line says; compile it again")
-    if options.precision is not None and HINTS[options.precision] != hint:
-        raise EngineUnavailable(f"the plan {path} computes in {hint}, not in {options.precision}; compile one that does", "wrong-precision")
+    if HINTS[options.precision] != hint:
+        message = f"the plan {path} computes in {hint}, not in {HINTS[options.precision]}; compile one that does"
+        raise EngineUnavailable(message, "wrong-precision")
     return hint, blob
 
 

@@ -36,16 +36,16 @@ class Target:
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """How to compile.
+    """How to compile. What differs from the defaults must be in the engine's `settings`.
 
-    precision: what the plan computes in; the graph's own, or `bf16` for OpenVINO. max_batch: batches 1 to N are planned for.
+    precision: what the plan computes in; empty for the graph's own, or `bf16` for OpenVINO. max_batch: batches 1 to N are planned for.
     compute_capabilities: GPUs to compile for, none for the one in this machine. workspace: bytes of GPU scratch memory, None for no limit.
     timing_cache: file in which TensorRT keeps its measurements from one compilation to the next.
     memory: bytes of host memory that the compiler may take, None for no limit.
     """
 
-    precision: str
-    max_batch: int
+    precision: str = ""
+    max_batch: int = 1
     compute_capabilities: tuple[str, ...] = ()
     compatibility: Compatibility = "none"
     version_compatible: bool = False

@@ -40,5 +40,5 @@ def open_engine(kind: str, path: Path, options: EngineOptions | None = None) -> 
     """
     options = options or EngineOptions()
     engine = engine_class(kind)
-    engine.preflight(options, this_machine())
+    engine.preflight(options, this_machine(gpus_too=engine.device(options) == "cuda"))
     return engine(path, options)

@@ -32,6 +32,7 @@ class TensorRtEngine(Engine):
     install = "pip install 'clapsep-export[tensorrt]'"
     devices = ("cuda",)
     plans = "required"
+    settings = frozenset({"compute_capabilities", "compatibility", "version_compatible", "workspace", "memory", "timing_cache"})
     title: ClassVar[str] = "TensorRT"
 
     _plan: OpenPlan | None = None
@@ -40,7 +41,7 @@ class TensorRtEngine(Engine):
         machine = this_machine()
         self.preflight(options, machine)  # before any TensorRT object is made: some versions crash without a driver
         self._replay, self._lock, self._idle = options.cuda_graph, Lock(), list[Lane]()
-        self._plan = OpenPlan(self.load_library(), f"{self.title} {self.version()}", path)
+        self._plan = OpenPlan(self.load_library(), f"{self.title} {self.version()}", path, options.host_code)
         self.inputs, self.outputs, self.max_batch = self._plan.inputs, self._plan.outputs, self._plan.max_batch
         self.provider = f"{self.title} {self.version()} on {machine.gpus[0].name}"
 
@@ -69,12 +70,7 @@ class TensorRtEngine(Engine):
 
     @classmethod
     def target(cls, settings: PlanSettings, machine: Machine) -> Target:
-        """What a plan that is compiled with `settings` on `machine` will run on.
-
-        Raises:
-            EngineUnavailable: the library, or a GPU to compile for, is not there.
-            EngineError: `settings` ask for what this kind does not do.
-        """
+        cls.check_settings(settings)
         cls.preflight(EngineOptions(), machine)
         own = machine.gpus[0].compute_capability
         if settings.compute_capabilities not in ((), (own,)):
@@ -144,15 +140,12 @@ class TensorRtRtxEngine(TensorRtEngine):
     kind = "tensorrt-rtx"
     library = "tensorrt_rtx"
     install = "pip install 'clapsep-export[tensorrt-rtx]'"
+    settings = frozenset({"compute_capabilities", "workspace", "memory"})
     title = "TensorRT-RTX"
 
     @classmethod
     def target(cls, settings: PlanSettings, machine: Machine) -> Target:
-        if settings.compatibility != "none" or settings.version_compatible:
-            given = (
-                "compatibility with later versions" if settings.version_compatible else f"hardware compatibility {settings.compatibility}"
-            )
-            raise EngineError(f"engine {cls.kind} has no {given}; leave it out, and name every compute capability to compile for")
+        cls.check_settings(settings)
         if not settings.compute_capabilities:  # whether the library takes the GPU at hand, it says itself
             return cls._target((cls._present(machine),), settings, machine)
         supported = cls.supported_capabilities()

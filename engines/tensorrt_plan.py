@@ -31,16 +31,17 @@ INVALID = {
 class OpenPlan:
     """A deserialised plan. `trt` is the Python module, `name` the library's name and version for errors.
 
-    A plan is a program, for the GPU and in part for the host: open only those that you trust. There must be a driver and a GPU.
+    `host_code` lets the plan bring code for the host too, as version-compatible ones do. There must be a driver and a GPU.
 
     Raises:
         EngineError: the file cannot be read, or is no plan that runs here.
     """
 
-    def __init__(self, trt: Any, name: str, path: Path) -> None:
+    def __init__(self, trt: Any, name: str, path: Path, host_code: bool) -> None:
         self._trt, self._name, self._log = trt, name, collecting_logger(trt)
         self._generates = hasattr(trt, "DynamicShapesKernelSpecializationStrategy")  # kernels, where it runs: TensorRT-RTX
         self._runtime = trt.Runtime(self._log)
+        self._runtime.engine_host_code_allowed = host_code
         self._engine = self._deserialise(path)
         self.inputs, self.outputs = self._specs("INPUT", path), self._specs("OUTPUT", path)
         self.max_batch = min(self._engine.get_tensor_profile_shape(spec.name, 0)[2][0] for spec in self.inputs)
@@ -73,7 +74,6 @@ class OpenPlan:
         except OSError as error:
             raise EngineError(f"cannot read the plan {path}: {error.strerror}; {COMPILE_AGAIN}") from error
         self._check_header(plan, path)
-        self._runtime.engine_host_code_allowed = not self._generates  # TensorRT's version-compatible plans bring its lean runtime along
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise self.failure(f"cannot load the plan {path}", COMPILE_AGAIN)
@@ -134,7 +134,7 @@ class Lane:
             self._scratch = self._cuda.memory(plan.scratch, "scratch")
             self._buffers = {spec.name: self._buffer(spec) for spec in (*plan.inputs, *plan.outputs)}
             self._stream = self._cuda.stream()
-        except EngineError:
+        except BaseException:  # also an interrupt: the GPU's memory is not this process's to lose
             self._cuda.close()
             raise
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..engines import engine_class
+from ..engines import EngineOptions, PlanSettings, engine_class, this_machine
 from ..runtime.bundle import MANIFEST, Bundle, describe_file
 from ..runtime.errors import InputError, OutputExists
 from ..runtime.family import open_family
@@ -17,7 +17,7 @@ from ..runtime.manifest import FileEntry, Manifest
 from ..runtime.tokenizer import Tokenizer
 from . import demo
 from .checkpoint import read_checkpoint
-from .compile import Compilation, add_plans
+from .compile import add_plans, check_request
 from .family import Model, open_model
 from .gates import LIMITS, Progress, judge_lowered, measure, require, run_gates
 from .golden import CAPTIONS, Golden, calibration_signals, make_golden
@@ -77,6 +77,14 @@ def _refuse_usage(out: Path, request: Request) -> None:
         raise InputError(f"{out} does not end in .clapsep, as bundles do; choose another name")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is not a directory; create it first")
+    if request.compute_capabilities and not any(map(_needs_plans, request.engines)):
+        raise InputError("--compute-capability is for engines that need plans; add --engine tensorrt-rtx, or leave it out")
+    for kind in request.engines:
+        if _needs_plans(kind):
+            settings = PlanSettings(request.precision, request.max_batch, request.compute_capabilities)
+            check_request(kind, settings, request.precision)
+        else:
+            engine_class(kind).preflight(EngineOptions(), this_machine(gpus_too=False))
 
 
 def _refuse_overwriting(out: Path, force: bool) -> None:
@@ -94,11 +102,14 @@ def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
     if request.precision == "fp16":
         manifest = _lower(root, model, manifest, golden, progress)
     write_manifest(root, manifest)
-    gates = measure(root, [kind for kind in request.engines if not _needs_plans(kind)], progress)
+    onnx_kinds = [kind for kind in request.engines if not _needs_plans(kind)]
+    if request.engines and not onnx_kinds:
+        onnx_kinds = ["onnxruntime"]  # plans for other machines prove nothing here of the graphs that they are made from
+    gates = measure(root, onnx_kinds, progress)
     require(gates, "the export", "no bundle was written")
     write_manifest(root, replace(manifest, gates=manifest.gates + gates))
     for kind in filter(_needs_plans, request.engines):
-        add_plans(Bundle.open(root), Compilation(kind, compute_capabilities=request.compute_capabilities), progress)
+        add_plans(Bundle.open(root), kind, PlanSettings(compute_capabilities=request.compute_capabilities), progress)
     return Bundle.open(root).manifest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import time
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 import click
 
 from .. import __version__
-from ..engines import KINDS
+from ..engines import KINDS, PlanSettings
 from ..engines.plan import Compatibility
 from ..runtime.bundle import Bundle
-from ..runtime.commands import Command, debug_option, device_option, hint_option
+from ..runtime.commands import Command, debug_option, device_option, precision_option
 from ..runtime.errors import InputError
 
 PATH = click.Path(path_type=Path)
@@ -96,6 +97,7 @@ def build(
     force: bool,
 ) -> None:
     """Export checkpoints to a bundle and prove that nothing was lost."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: its threads spin, which starves every neighbour
     from .build import Request
     from .build import build as run
     from .describe import ORIGINS
@@ -137,12 +139,12 @@ def compile_(
     timing_cache: Path | None,
 ) -> None:
     """Add plans to a bundle, for this machine or for named GPUs, and prove them where they can run. Needs no torch."""
-    from .compile import Compilation, compile_bundle
+    from .compile import compile_bundle
     from .gates import table
 
     scratch, host = (None if size is None else size << 20 for size in (workspace, memory))
-    wanted = Compilation(engine, precision, compute_capabilities, compatibility, version_compatible, scratch, host, timing_cache)
-    compiled = compile_bundle(bundle, wanted, Stages())
+    settings = PlanSettings(precision or "", 1, compute_capabilities, compatibility, version_compatible, scratch, host, timing_cache)
+    compiled = compile_bundle(bundle, engine, settings, Stages())
     if compiled.gates:
         click.echo(table(compiled.gates))
     for plan in compiled.plans:
@@ -155,7 +157,7 @@ def compile_(
 @click.argument("bundle", type=PATH)
 @click.option("--engine", "engines", type=click.Choice(KINDS), multiple=True, default=["onnxruntime"], show_default=True)
 @device_option
-@hint_option
+@precision_option
 @click.option("--reference", type=click.Choice(["laion_clap"]), help="Also compare the towers with this package's own.")
 @click.option(
     "--reference-python",

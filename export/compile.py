@@ -5,37 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..engines import EngineOptions, EngineUnavailable, PlanSettings, engine_class, this_machine
+from ..engines import KINDS, EngineOptions, EngineUnavailable, PlanSettings, Target, engine_class, this_machine
 from ..engines.engine import Engine
 from ..runtime.bundle import Bundle, describe_file
-from ..runtime.errors import InputError, OutputError
-from ..runtime.manifest import Gate, Plan
+from ..runtime.errors import BundleError, GateError, InputError, OutputError, UnsafePath
+from ..runtime.manifest import FileEntry, Gate, Manifest, Plan
 from ..runtime.plans import check
 from ..runtime.separator import Separator
 from .gates import Progress, load_golden, require, run_gates
 from .publish import held, write_manifest
 
-
-@dataclass(frozen=True)
-class Compilation:
-    """What to compile: an engine kind and its settings, without what the bundle knows."""
-
-    kind: str
-    precision: str | None = None
-    compute_capabilities: tuple[str, ...] = ()
-    compatibility: str = "none"
-    version_compatible: bool = False
-    workspace: int | None = None
-    memory: int | None = None
-    timing_cache: Path | None = None
-
-    @property
-    def options(self) -> EngineOptions:
-        """How its plans are run."""
-        return EngineOptions(precision=self.precision)
+RECIPE = 1  # to be raised when the same settings are made into other plans
+ELSEWHERE = ("no-driver", "no-gpu", "other-gpu", "driver-too-old")  # why plans for named GPUs cannot be verified where they are made
+PLAN_FILE = re.compile(r"\.?[a-z_]+\.\w+\.[0-9a-f]{12}\.(plan|blob)(\..*)?")  # also while it is written
 
 
 @dataclass(frozen=True)
@@ -48,15 +34,16 @@ class Compiled:
     unverified: str = ""
 
 
-def compile_bundle(path: Path, wanted: Compilation, progress: Progress) -> Compiled:
+def compile_bundle(path: Path, kind: str, settings: PlanSettings, progress: Progress, *, verify: bool = True) -> Compiled:
     """Compile every graph of the bundle at `path`, check the plans where they can run, and list them in the manifest.
 
-    Plans made before from the same graph, settings, library and device are kept as they are.
+    `settings` without precision and batch, which are the bundle's, but for `bf16`. Plans made before from the same graph, settings and
+    library for the same target are kept. Plans that are superseded stay until the next compilation, for those who have opened them.
 
     Raises:
         BundleError: the bundle.
         EngineUnavailable, EngineError: the compiler; the bundle is as it was.
-        GateError: the plans do not do what the model does; they were removed.
+        GateError: the plans do not do what the model does; they are not, or no longer, in the bundle.
         OutputError: the bundle cannot be written, or another process is changing it.
     """
     Bundle.open(path)
@@ -64,109 +51,125 @@ def compile_bundle(path: Path, wanted: Compilation, progress: Progress) -> Compi
         if not free:
             raise OutputError(f"another process is changing {path}; wait until it is done")
         try:
-            _sweep(Bundle.open(path))
-            return add_plans(Bundle.open(path), wanted, progress)
+            bundle = Bundle.open(path)
+            _sweep(bundle)
+            return add_plans(bundle, kind, settings, progress, verify=verify)
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written ({error.strerror or error}); free some space or copy it to another place"
             ) from error
-        finally:
-            _sweep(Bundle.open(path))
 
 
-def add_plans(bundle: Bundle, wanted: Compilation, progress: Progress) -> Compiled:
-    """`compile_bundle` for a bundle that the caller has locked, and sweeps if this raises."""
-    engine = engine_class(wanted.kind)
-    if engine.plans == "none":
-        raise InputError(f"engine {wanted.kind} runs the ONNX files themselves and takes no plans; there is nothing to compile")
-    if wanted.precision not in (None, *engine.precisions, bundle.manifest.graphs["separator"].precision):
-        raise InputError(
-            f"the graphs of {bundle.path} are {bundle.manifest.graphs['separator'].precision} and engine {wanted.kind} cannot compute "
-            f"in {wanted.precision}; build a bundle with --precision {wanted.precision}"
-        )
-    if wanted.compute_capabilities and "cuda" not in engine.devices:
-        raise InputError(f"engine {wanted.kind} runs on the {engine.devices[0]} and knows no compute capabilities; leave them out")
-    old = {plan.key: plan for plan in bundle.manifest.plans}
-    plans = tuple(_plan(bundle, graph, engine, wanted, old, progress) for graph in bundle.manifest.graphs)
-    made = sum(plan not in bundle.manifest.plans for plan in plans)
-    manifest = replace(bundle.manifest, plans=_merged(bundle.manifest.plans, plans))
-    compiled = _verify(Bundle(bundle.path, manifest), wanted, progress)
-    if made or compiled.gates:
-        names = {gate.engine for gate in compiled.gates}
-        kept = tuple(gate for gate in manifest.gates if gate.engine not in names)
-        write_manifest(bundle.path, replace(manifest, gates=kept + compiled.gates))
-    return replace(compiled, plans=plans, made=made)
-
-
-def _verify(bundle: Bundle, wanted: Compilation, progress: Progress) -> Compiled:
-    """Run the gates on the plans, unless they are for other machines than this one."""
+def add_plans(bundle: Bundle, kind: str, settings: PlanSettings, progress: Progress, *, verify: bool = True) -> Compiled:
+    """`compile_bundle` for a bundle that the caller has locked."""
+    own = bundle.manifest.graphs["separator"].precision
+    settings = replace(settings, precision=settings.precision or own, max_batch=bundle.manifest.max_batch)
+    target = check_request(kind, settings, own)
+    options = EngineOptions(precision=None if settings.precision == own else settings.precision)
+    made: list[Path] = []
     try:
-        check(bundle, wanted.kind, wanted.options, this_machine())
+        plans = tuple(_plan(bundle, graph, engine_class(kind), settings, target, made, progress) for graph in bundle.manifest.graphs)
+        new = Bundle(bundle.path, replace(bundle.manifest, plans=plans))
+        gates, unverified = _verify(new, kind, options, settings, progress) if verify else ((), "nobody asked for it")
+    except GateError:
+        write_manifest(bundle.path, _without(bundle.manifest, kind, settings.precision, target))
+        _remove(made)
+        raise
+    except BaseException:
+        _remove(made)
+        raise
+    name = " ".join(filter(None, (kind, options.precision)))
+    if made or gates:  # gates speak of the plans that are listed with them
+        rest = _without(bundle.manifest, kind, settings.precision, target)
+        kept = tuple(gate for gate in rest.gates if gate.engine != name)
+        write_manifest(bundle.path, replace(rest, plans=rest.plans + plans, gates=kept + gates))
+    return Compiled(plans, len(made), gates, unverified)
+
+
+def check_request(kind: str, settings: PlanSettings, own: str) -> Target:
+    """What the plans will run on; `own` is the graphs' precision.
+
+    Raises:
+        InputError: the engine kind does not do what `settings` ask for.
+        EngineUnavailable: the library, or the GPU to compile for, is not there.
+    """
+    engine = engine_class(kind)
+    if engine.plans == "none":
+        raise InputError(f"engine {kind} runs the ONNX files themselves and takes no plans; there is nothing to compile")
+    if settings.precision not in (own, *engine.precisions):
+        advice = f"build a bundle with --precision {settings.precision}" if settings.precision in ("fp32", "fp16") else "leave it out"
+        raise InputError(f"the graphs are {own} and engine {kind} does not compute them in {settings.precision}; {advice}")
+    return engine.target(settings, this_machine(gpus_too="cuda" in engine.devices))
+
+
+def _verify(bundle: Bundle, kind: str, options: EngineOptions, settings: PlanSettings, progress: Progress) -> tuple[tuple[Gate, ...], str]:
+    """Run the gates on the plans, unless they are for other GPUs than those that are here."""
+    try:
+        check(bundle, kind, options, this_machine(gpus_too=engine_class(kind).device(options) == "cuda"))
     except EngineUnavailable as error:
-        if not wanted.compute_capabilities:
+        if not settings.compute_capabilities or error.reason not in ELSEWHERE:
             raise
         progress(f"not verified: {error}")
-        return Compiled((), 0, (), str(error))
-    separator = Separator(bundle, wanted.kind, precision=wanted.precision)
-    gates = run_gates(separator, load_golden(bundle), progress)
-    require(gates, f"the {wanted.kind} plan", "it was not added to the bundle")
-    return Compiled((), 0, gates)
+        return (), str(error)
+    gates = run_gates(Separator(bundle, kind, precision=options.precision), load_golden(bundle), progress)
+    require(gates, f"the {kind} plan", "it is not in the bundle")
+    return gates, ""
 
 
-def _plan(bundle: Bundle, graph: str, engine: type[Engine], wanted: Compilation, old: dict[str, Plan], progress: Progress) -> Plan:
+def _plan(
+    bundle: Bundle, graph: str, engine: type[Engine], settings: PlanSettings, target: Target, made: list[Path], progress: Progress
+) -> Plan:
     entry = bundle.manifest.graphs[graph]
-    settings = PlanSettings(
-        precision=wanted.precision or entry.precision,
-        max_batch=bundle.manifest.max_batch,
-        **{f.name: getattr(wanted, f.name) for f in dataclasses.fields(wanted) if f.name not in ("kind", "precision")},
-    )
-    hashes = [file.sha256 for file in (entry.graph, entry.data) if file is not None]
-    key = _key(engine, settings, hashes)
-    if key in old and _usable(engine, old[key], wanted):
+    key = plan_key(engine.kind, settings, target, [file.sha256 for file in (entry.graph, entry.data) if file is not None])
+    old = next((plan for plan in bundle.manifest.plans if plan.key == key and _intact(bundle, plan.plan)), None)
+    if old is not None:
         progress(f"{graph}: the {engine.kind} plan is there")
-        bundle.file(old[key].plan)
-        return old[key]
+        return old
     progress(f"compiling {graph} with {engine.kind}")
     relative = f"plans/{engine.kind}/{graph}.{settings.precision}.{key[:12]}{engine.plan_suffix}"
     out = bundle.path / relative
     out.parent.mkdir(parents=True, exist_ok=True)
-    target = engine.compile(bundle.graph(graph), out, settings, progress)
+    engine.compile(bundle.graph(graph), out, settings, progress)
+    made.append(out)
     return Plan(graph, engine.kind, settings.precision, target, key, describe_file(bundle.path, relative))
 
 
-def _usable(engine: type[Engine], plan: Plan, wanted: Compilation) -> bool:
-    """Whether a plan from the same ingredients is for this machine too, or for GPUs that were named."""
-    if wanted.compute_capabilities:
-        return True
+def _intact(bundle: Bundle, entry: FileEntry) -> bool:
     try:
-        engine.check_plan(plan.target, this_machine())
-    except EngineUnavailable:
+        bundle.file(entry)
+    except BundleError:  # damaged or gone: it is compiled again
         return False
     return True
 
 
-def _key(engine: type[Engine], settings: PlanSettings, hashes: list[str]) -> str:
-    """Of everything that a plan is made from: graph, settings that shape it, library, and the device if none is named."""
-    shaping = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name not in ("memory", "timing_cache")}
-    device = () if settings.compute_capabilities else dataclasses.astuple(this_machine())
-    facts = [hashes, engine.kind, engine.version(), shaping, device]
+def plan_key(kind: str, settings: PlanSettings, target: Target, hashes: list[str]) -> str:
+    """SHA-256 over everything that a plan is made from: graph, engine kind, what it runs on, and the settings that shape it."""
+    shaping = {name: value for name, value in dataclasses.asdict(settings).items() if name in ("precision", "max_batch", "workspace")}
+    facts = [RECIPE, kind, dataclasses.asdict(target), shaping, hashes]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _merged(old: tuple[Plan, ...], new: tuple[Plan, ...]) -> tuple[Plan, ...]:
-    """New plans take the place of older ones for the same graph and device."""
+def _without(manifest: Manifest, kind: str, precision: str, target: Target) -> Manifest:
+    """The manifest without the plans that new ones for `target` take the place of, whatever version of the library made them."""
 
-    def place(plan: Plan) -> tuple[object, ...]:
-        target = plan.target
-        return plan.graph, plan.kind, plan.precision, target.os, target.architecture, target.compute_capabilities, target.cpu
+    def place(plan_kind: str, plan_precision: str, t: Target) -> tuple[object, ...]:
+        return plan_kind, plan_precision, t.os, t.architecture, t.compute_capabilities, t.cpu, t.compatibility
 
-    taken = {place(plan) for plan in new}
-    return tuple(plan for plan in old if place(plan) not in taken) + new
+    taken = place(kind, precision, target)
+    return replace(manifest, plans=tuple(plan for plan in manifest.plans if place(plan.kind, plan.precision, plan.target) != taken))
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _sweep(bundle: Bundle) -> None:
-    """Remove from plans/ what the manifest does not list: left by compilations that were killed, failed, or have been superseded."""
-    listed = {bundle.path / plan.plan.file for plan in bundle.manifest.plans}
-    for path in (bundle.path / "plans").glob("*/*"):
-        if path not in listed and path.is_file():
-            path.unlink()
+    """Remove what earlier compilations left in plans/ and the manifest does not list: killed, failed, or superseded."""
+    listed = {bundle.path / entry.file for entry in bundle.manifest.files()}
+    for folder in (bundle.path / "plans", *(bundle.path / "plans" / kind for kind in KINDS)):
+        if folder.is_symlink():
+            raise UnsafePath(f"{folder} is a link, and plans are written only inside the bundle; do not use this bundle")
+        for path in folder.iterdir() if folder.is_dir() and folder.name in KINDS else ():
+            if PLAN_FILE.fullmatch(path.name) and path not in listed and path.is_file() and not path.is_symlink():
+                path.unlink()

@@ -102,7 +102,7 @@ def inspect_graph(root: Path, name: str, precision: str, fp32_nodes: tuple[str, 
     """
     relative = f"graphs/{name}.onnx"
     path = root / relative
-    onnx.checker.check_model(str(path))
+    onnx.checker.check_model(str(path), full_check=True)  # types too
     model = onnx.load(str(path), load_external_data=False)
     found = Counter(node.op_type for node in model.graph.node)
     bad = sorted(set(found) & set(FORBIDDEN))

@@ -96,14 +96,23 @@ def _at_the_edge(node: ir.Node, kept: Mapping[str, str]) -> bool:
 
 def _follow(graph: ir.Graph, kept: dict[str, str]) -> dict[str, str]:
     """Nodes that only move values take the type around them, so that casts stand where the type really changes."""
-    for node in graph:
-        if node.op_type not in MOVES or str(node.name) in kept or not computes(node):
-            continue
-        source = next((value.producer() for value in node.inputs if is_float(value) and value is not None), None)
-        users = [use for value in node.outputs for use, _ in value.uses()]
-        if source is not None and str(source.name) in kept and users and all(str(use.name) in kept for use in users):
-            kept[str(node.name)] = "between"
-    return kept
+    moves = {str(node.name): node for node in graph if node.op_type in MOVES and computes(node) and str(node.name) not in kept}
+    tentative = {**kept, **dict.fromkeys(moves, "between")}
+    while True:  # whatever touches float16 on either side is taken back, until nothing changes
+        wrong = [name for name, node in moves.items() if name in tentative and not _between(node, tentative)]
+        if not wrong:
+            return tentative
+        for name in wrong:
+            del tentative[name]
+
+
+def _between(node: ir.Node, kept: Mapping[str, str]) -> bool:
+    """Whether all float values that a node takes come from float32 nodes, and all its users are such."""
+    data = [value for value in node.inputs if value is not None and is_float(value) and value.const_value is None]
+    sources = [value.producer() for value in data]
+    users = [use for value in node.outputs for use, _ in value.uses()]
+    taken = all(source is None or str(source.name) in kept for source in sources)
+    return bool(users) and taken and any(sources) and all(str(use.name) in kept for use in users)
 
 
 class _Caster:
@@ -158,7 +167,7 @@ def convert(model: ir.Model, kept: Collection[str]) -> int:
         if not single:
             _retype(node)
     _restore_outputs(graph)
-    unused = [name for name, value in graph.initializers.items() if not value.uses()]
+    unused = [name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]
     for name in unused:
         del graph.initializers[name]
     return sum(node.op_type == "Cast" for node in graph)
@@ -268,17 +277,22 @@ def _outputs(model: ir.Model, signals: Sequence[Feeds]) -> list[Feeds]:
 
 
 def _worst_snr(wanted: Sequence[Feeds], found: Sequence[Feeds]) -> float:
-    return min(snr(value, other[name]) for one, other in zip(wanted, found, strict=True) for name, value in one.items())
+    """A value that is not a number counts as the worst."""
+    found_all = [snr(value, other[name]) for one, other in zip(wanted, found, strict=True) for name, value in one.items()]
+    return min(found_all) if np.isfinite(found_all).all() else -np.inf
 
 
 def find_sensitive(nodes: list[str], noise: Callable[[Collection[str]], float], budget: float) -> list[str]:
-    """The nodes that spoil an output, by bisection: a run of nodes whose noise is within its share of the budget is cleared."""
-    if noise(nodes) <= budget:
+    """The nodes that spoil an output, by bisection: a run of nodes whose noise is within its share of the budget is cleared.
+
+    Where only the whole run spoils it and neither half does alone, the whole run is given.
+    """
+    if not nodes or noise(nodes) <= budget:
         return []
     if len(nodes) == 1:
         return nodes
     middle = len(nodes) // 2
-    return find_sensitive(nodes[:middle], noise, budget / 2) + find_sensitive(nodes[middle:], noise, budget / 2)
+    return find_sensitive(nodes[:middle], noise, budget / 2) + find_sensitive(nodes[middle:], noise, budget / 2) or nodes
 
 
 def _save(model: ir.Model, path: Path) -> None:

@@ -59,7 +59,9 @@ def publish(root: Path, out: Path, *, force: bool) -> None:
         return
     if not force:
         raise OutputExists(f"{out} was made by somebody else meanwhile; choose another name or pass --force")
-    with held(out):
+    with held(out) as free:
+        if not free:
+            raise OutputError(f"another process is changing {out}; wait until it is done, or choose another name")
         aside = _beside(out, ASIDE)
         os.rename(out, aside)
         try:

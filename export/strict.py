@@ -28,11 +28,10 @@ from ..runtime.separator import Separator
 Observer = Callable[[ir.Node, list[Tensor]], None]
 Attributes = Mapping[str, Any]
 Operator = Callable[[Attributes, list[Any]], Tensor]
-HALF = (torch.float16, torch.bfloat16)
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in HALF else x
+    return x.float() if x.dtype == torch.float16 else x
 
 
 def _matmul(_: Attributes, x: list[Tensor]) -> Tensor:
@@ -58,7 +57,7 @@ def _reshape(_: Attributes, x: list[Tensor]) -> Tensor:
 
 def _gather(a: Attributes, x: list[Tensor]) -> Tensor:
     axis, index = a.get("axis", 0) % x[0].ndim, x[1]
-    picked = x[0].index_select(axis, index.reshape(-1))
+    picked = x[0].index_select(axis, index.reshape(-1) % x[0].shape[axis])  # negative ones count from the end
     return picked.reshape(*x[0].shape[:axis], *index.shape, *x[0].shape[axis + 1 :])
 
 
@@ -77,13 +76,13 @@ OPERATORS: dict[str, Operator] = {
     "Add": lambda _, x: x[0] + x[1],
     "Sub": lambda _, x: x[0] - x[1],
     "Mul": lambda _, x: x[0] * x[1],
-    "Div": lambda _, x: x[0] / x[1],
+    "Div": lambda _, x: torch.div(x[0], x[1], rounding_mode=None if x[0].is_floating_point() else "trunc"),
     "Relu": lambda _, x: x[0].relu(),
     "Tanh": lambda _, x: x[0].tanh(),
     "Sigmoid": lambda _, x: x[0].sigmoid(),
     "Gelu": lambda a, x: F.gelu(x[0], approximate=a.get("approximate", "none")),
     "Softmax": lambda a, x: _wide(x[0]).softmax(a.get("axis", -1)).to(x[0].dtype),
-    "Transpose": lambda a, x: x[0].permute(*a["perm"]),
+    "Transpose": lambda a, x: x[0].permute(*a.get("perm", range(x[0].ndim - 1, -1, -1))),
 }
 
 

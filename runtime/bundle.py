@@ -48,13 +48,15 @@ class Bundle:
             raise BundleError(f"{manifest_path} is larger than {MANIFEST_LIMIT >> 20} MiB, so it is not a manifest; build the bundle again")
         bundle = cls(root, parse_manifest(manifest_path.read_bytes(), str(manifest_path)))
         for entry in bundle.manifest.files():
-            bundle._locate(entry)
+            bundle._inside(entry)
+        for entry in bundle.manifest.files(plans=False):  # a plan that is damaged stops only the engine that needs it
+            bundle.locate(entry)
         bundle._refuse_unlisted()
         return bundle
 
     def file(self, entry: FileEntry) -> Path:
         """Path of a listed file after its content has been checked against the manifest (once per Bundle)."""
-        path = self._locate(entry)
+        path = self.locate(entry)
         if entry.file not in self._verified:
             if sha256_of(path) != entry.sha256:
                 raise HashMismatch(f"{path} is not the file that the manifest describes (SHA-256 differs); build or copy the bundle again")
@@ -82,15 +84,19 @@ class Bundle:
         if unlisted:
             raise BundleError(f"{unlisted[0]} is not listed in {MANIFEST}; remove it or build the bundle again")
 
-    def _locate(self, entry: FileEntry) -> Path:
-        relative = PurePosixPath(entry.file)
-        if relative.is_absolute() or ".." in relative.parts or "\\" in entry.file or "\0" in entry.file:
-            raise UnsafePath(f"{self.path / MANIFEST} names {entry.file!r}, which lies outside the bundle; do not use this bundle")
-        path = self.path / relative
+    def locate(self, entry: FileEntry) -> Path:
+        """Path of a listed file after its place and size have been checked, but not its content."""
+        path = self._inside(entry)
         try:
             return self._checked(path, entry)
         except (OSError, ValueError, RuntimeError) as error:  # names too long, not encodable, or links in a circle
             raise BundleError(f"{self.path / MANIFEST} names a file that cannot be opened ({error}); build the bundle again") from error
+
+    def _inside(self, entry: FileEntry) -> Path:
+        relative = PurePosixPath(entry.file)
+        if relative.is_absolute() or ".." in relative.parts or "\\" in entry.file or "\0" in entry.file:
+            raise UnsafePath(f"{self.path / MANIFEST} names {entry.file!r}, which lies outside the bundle; do not use this bundle")
+        return self.path / relative
 
     def _checked(self, path: Path, entry: FileEntry) -> Path:
         if not path.resolve().is_relative_to(self.path.resolve()):

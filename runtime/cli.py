@@ -12,7 +12,7 @@ from .. import __version__
 from ..engines import KINDS
 from . import audio
 from .clap import CROPS
-from .commands import Command, debug_option, device_option, hint_option
+from .commands import Command, debug_option, device_option, precision_option
 from .errors import InputError, OutputError, OutputExists
 from .plans import AUTO
 from .query import Query
@@ -64,7 +64,10 @@ def main() -> None:
 )
 @click.option("--engine", type=click.Choice([*KINDS, AUTO]), default="onnxruntime", show_default=True)
 @device_option
-@hint_option
+@precision_option
+@click.option(
+    "--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="Capture the launches of TensorRT kinds and replay them."
+)
 @click.option("--threads", type=click.IntRange(1), help="Engine threads.  [default: one per physical core]")
 @click.option(
     "--alpha",
@@ -89,6 +92,7 @@ def separate(
     engine: str,
     device: str | None,
     precision: str | None,
+    cuda_graph: bool,
     threads: int | None,
     alpha: float,
     overlap: float,
@@ -98,7 +102,7 @@ def separate(
 ) -> None:
     """Separate each MIXTURE with BUNDLE; rate, length and channels stay as they are."""
     jobs = _outputs(mixtures, output, force)
-    options: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+    options: dict[str, Any] = {"device": device, "precision": precision, "cuda_graph": cuda_graph, "threads": threads}
     separator = Separator(bundle, engine, **options, normalize=normalize, crop=crop, overlap=overlap)
     if engine == AUTO:
         click.echo(separator.choice.why, err=True)

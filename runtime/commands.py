@@ -55,4 +55,4 @@ debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_remember, help="Show the traceback of an error."
 )
 device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where the engine runs.  [default: the engine's first]")
-hint_option = click.option("--precision", type=click.Choice(["bf16"]), help="Compute in this.  [default: as the bundle's graphs]")
+precision_option = click.option("--precision", type=click.Choice(["bf16"]), help="Compute in this.  [default: as the bundle's graphs]")

@@ -100,11 +100,11 @@ class Manifest:
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
 
-    def files(self) -> list[FileEntry]:
-        """Every file that the manifest vouches for."""
+    def files(self, *, plans: bool = True) -> list[FileEntry]:
+        """Every file that the manifest vouches for, with or without the plans."""
         graphs = [entry for g in self.graphs.values() for entry in (g.graph, g.data) if entry is not None]
         rest = [entry for entry in (self.tokenizer, self.golden) if entry is not None]
-        return graphs + rest + [plan.plan for plan in self.plans]
+        return graphs + rest + ([plan.plan for plan in self.plans] if plans else [])
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass, replace
 
 from ..engines import EngineOptions, Machine, engine_class
@@ -12,17 +13,23 @@ from .manifest import Plan
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
-# Fastest first. `benchmarks/results/engines.json` has what was measured; the order of the GPU kinds is NVIDIA's word, not ours.
+# Fastest first. On the CPU this is measured (benchmarks/results/precision.json); among the GPU kinds it is NVIDIA's word, not ours.
 FASTEST = (("tensorrt", "cuda"), ("tensorrt-rtx", "cuda"), ("onnxruntime", "cuda"), ("openvino", "cpu"), ("onnxruntime", "cpu"))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine kind that runs a bundle, its options, and one sentence that says why this one."""
+    """What runs a bundle: engine kind, options, the plan of each graph (None: the ONNX file itself), and a sentence that says why."""
 
     kind: str
     options: EngineOptions
+    plans: dict[str, Plan | None]
     why: str
+
+
+def needs_gpu(kind: str, options: EngineOptions) -> bool:
+    """Whether the answer depends on the GPUs, so that the driver must be asked."""
+    return options.device != "cpu" if kind == AUTO else engine_class(kind).device(options) == "cuda"
 
 
 def choose(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) -> Choice:
@@ -30,55 +37,69 @@ def choose(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) 
 
     Raises:
         EngineUnavailable: the kind that was asked for cannot run the bundle here, or with `auto` none can; with reason and repair.
+        BundleError: a plan's file is not there, in full.
     """
+    if options.precision == bundle.manifest.graphs["separator"].precision:
+        options = replace(options, precision=None)  # asking for what is there anyway
     if kind != AUTO:
-        check(bundle, kind, options, machine)
-        return Choice(kind, options, f"engine {kind} was asked for")
+        return Choice(kind, options, check(bundle, kind, options, machine), f"engine {kind} was asked for")
     refused: list[str] = []
+    refusal = EngineUnavailable("there is no such device", "wrong-device")
     for candidate, device in FASTEST:
         if options.device not in (None, device):
             continue
         chosen = replace(options, device=device)
         try:
-            check(bundle, candidate, chosen, machine)
+            plans = check(bundle, candidate, chosen, machine)
         except EngineUnavailable as error:
+            refusal = error
             refused.append(f"{candidate} on {device}: {error.reason}")
             continue
         why = f"engine {candidate} on {device}, the fastest that can run here" + (f" ({'; '.join(refused)})" if refused else "")
-        return Choice(candidate, chosen, why)
-    raise EngineUnavailable(f"no engine can run {bundle.path} here ({'; '.join(refused)}); run: clapsep-export doctor", "not-installed")
+        return Choice(candidate, chosen, plans, why + _unproven(bundle, candidate, plans))
+    raise EngineUnavailable(f"no engine can run {bundle.path} here ({'; '.join(refused)}); run: clapsep-export doctor", refusal.reason)
 
 
-def check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) -> None:
-    """Whether this engine kind can run every graph of the bundle on `machine`; raises EngineUnavailable."""
-    engine_class(kind).preflight(options, machine)
-    for graph in bundle.manifest.graphs:
-        find_plan(bundle, graph, kind, options, machine)
+def _unproven(bundle: Bundle, kind: str, plans: dict[str, Plan | None]) -> str:
+    if not any(plans.values()) or kind in {gate.engine.split()[0] for gate in bundle.manifest.gates}:
+        return ""
+    return f"; its plans have not been verified yet, run: clapsep-export verify {shlex.quote(str(bundle.path))} --engine {kind}"
 
 
-def find_plan(bundle: Bundle, graph: str, kind: str, options: EngineOptions, machine: Machine) -> Plan | None:
-    """The plan of `graph` that runs on `machine`; None where the engine kind runs the ONNX file itself.
+def check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) -> dict[str, Plan | None]:
+    """The plan of every graph, None where the engine kind runs the ONNX file itself.
 
     Raises:
-        EngineUnavailable: the kind needs a plan and there is none for this machine; the message has the command that makes one.
+        EngineUnavailable: this kind cannot run the bundle on `machine`.
     """
+    engine_class(kind).preflight(options, machine)
+    plans, unfit = {}, ""
+    for graph in bundle.manifest.graphs:
+        plans[graph], said = _find(bundle, graph, kind, options, machine)
+        unfit = unfit or said
+    if unfit:  # the engine runs all the same, from the ONNX file; only its start is slower
+        log.warning("%s", unfit)
+    return plans
+
+
+def _find(bundle: Bundle, graph: str, kind: str, options: EngineOptions, machine: Machine) -> tuple[Plan | None, str]:
+    """The newest plan of `graph` that runs on `machine`, or None and what is wrong with those that are there."""
     engine = engine_class(kind)
     if engine.plans == "none":
-        return None
+        return None, ""
     precision = options.precision or bundle.manifest.graphs[graph].precision
     plans = [plan for plan in bundle.manifest.plans if (plan.graph, plan.kind, plan.precision) == (graph, kind, precision)]
     refusal = EngineUnavailable(f"there is no {precision} plan of {graph} for engine {kind}", "no-plan")
-    for plan in plans:
+    for plan in reversed(plans):
         try:
             engine.check_plan(plan.target, machine)
         except EngineUnavailable as error:
             refusal = error
         else:
-            return plan
+            bundle.locate(plan.plan)
+            return plan, ""
     wanted = f" --precision {options.precision}" if options.precision else ""
-    message = f"{bundle.path}: {refusal}; run: clapsep-export compile {bundle.path} --engine {kind}{wanted}"
+    message = f"{bundle.path}: {refusal}; run: clapsep-export compile {shlex.quote(str(bundle.path))} --engine {kind}{wanted}"
     if engine.plans == "required":
         raise EngineUnavailable(message, refusal.reason)
-    if plans:  # the engine still runs, from the ONNX file; only its start is slower
-        log.warning("%s", message)
-    return None
+    return None, message if plans else ""

@@ -19,7 +19,7 @@ from .clap import CROPS
 from .dsp import Float32
 from .errors import AudioError, QueryError
 from .family import open_family
-from .plans import choose, find_plan
+from .plans import choose, needs_gpu
 from .query import Clip, Query, QueryEncoder, as_query
 from .tokenizer import Tokenizer
 from .windows import process_windows
@@ -38,6 +38,7 @@ class Separator:
         precision: compute in `bf16` where the engine kind offers it; the graphs' own precision by default.
         threads: engine threads on the CPU, None for one per physical core.
         cuda_graph: let TensorRT kinds capture their launches once and replay them.
+        host_code: let version-compatible TensorRT plans run the host code that they bring; only for bundles that you trust as programs.
         normalize: override the bundle's rule whether the condition is a unit vector.
         crop: override the bundle's rule for audio queries longer than the model's window: start, center, loudest, average.
         overlap: seconds that neighbouring windows share.
@@ -57,6 +58,7 @@ class Separator:
         precision: str | None = None,
         threads: int | None = None,
         cuda_graph: bool = True,
+        host_code: bool = False,
         normalize: bool | None = None,
         crop: str | None = None,
         overlap: float = OVERLAP_SECONDS,
@@ -68,7 +70,8 @@ class Separator:
         if crop is not None and crop not in CROPS:
             raise QueryError(f"there is no crop policy '{crop}'; choose one of: {', '.join(CROPS)}")
         self._normalize = normalize
-        self.choice = choose(self.bundle, engine, EngineOptions(threads, device, precision, cuda_graph), this_machine())
+        options = EngineOptions(threads, device, precision, cuda_graph, host_code)
+        self.choice = choose(self.bundle, engine, options, this_machine(needs_gpu(engine, options)))
         log.info("%s", self.choice.why)
         limit = self.family.window_samples / self.family.sample_rate / 2
         if not isinstance(overlap, float | int) or not 0 <= overlap <= limit:
@@ -96,9 +99,9 @@ class Separator:
             return self._engines[graph]
 
     def _open(self, graph: str) -> Engine:
-        kind, options = self.choice.kind, self.choice.options
-        plan = find_plan(self.bundle, graph, kind, options, this_machine())
-        return open_engine(kind, self.bundle.graph(graph) if plan is None else self.bundle.file(plan.plan), options)
+        plan = self.choice.plans[graph]
+        path = self.bundle.graph(graph) if plan is None else self.bundle.file(plan.plan)
+        return open_engine(self.choice.kind, path, self.choice.options)
 
     @property
     def precision(self) -> str:

@@ -8,17 +8,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from clapsep.engines import EngineUnavailable, engine_class, this_machine
-from clapsep.export import compile as module
-from clapsep.export.compile import Compilation, compile_bundle
+from clapsep.engines import EngineUnavailable, PlanSettings, engine_class, this_machine
+from clapsep.export.compile import compile_bundle, plan_key
 from clapsep.export.publish import held
 from clapsep.runtime import Bundle, Separator
-from clapsep.runtime.errors import ClapsepError, GateError, HashMismatch, InputError, OutputError, SizeMismatch
+from clapsep.runtime.errors import BundleError, ClapsepError, GateError, HashMismatch, InputError, OutputError, SizeMismatch
 
-OPENVINO, RTX = Compilation("openvino"), Compilation("tensorrt-rtx", compute_capabilities=("8.6",))
+OPENVINO, RTX = ("openvino", PlanSettings()), ("tensorrt-rtx", PlanSettings(compute_capabilities=("8.6",)))
 GRAPHS = ("text_encoder", "audio_encoder", "separator")
 
 
@@ -32,7 +32,7 @@ def compiled(demo_bundle, tmp_path_factory):
     """A bundle with plans of two kinds; tests must not change it."""
     path = shutil.copytree(demo_bundle, tmp_path_factory.mktemp("compiled") / "demo.clapsep")
     for wanted in (OPENVINO, RTX):
-        compile_bundle(path, wanted, quiet)
+        compile_bundle(path, *wanted, quiet)
     return path
 
 
@@ -80,13 +80,13 @@ def test_the_same_is_not_compiled_twice(compiled, tmp_path):
     path = shutil.copytree(compiled, tmp_path / "b.clapsep")
     before = {p: s for p, s in state(path).items() if "plans" in p.parts}
     for wanted in (OPENVINO, RTX):
-        assert compile_bundle(path, wanted, quiet).made == 0
+        assert compile_bundle(path, *wanted, quiet).made == 0
     assert {p: s for p, s in state(path).items() if "plans" in p.parts} == before
 
 
 def test_other_settings_are_compiled_beside_and_a_new_library_replaces(compiled, tmp_path, monkeypatch):
     path = shutil.copytree(compiled, tmp_path / "b.clapsep")
-    assert compile_bundle(path, replace(RTX, compute_capabilities=("12.0",)), quiet).made == 3
+    assert compile_bundle(path, "tensorrt-rtx", PlanSettings(compute_capabilities=("12.0",)), quiet).made == 3
     assert len(plans(path)) == 9
     bundle = Bundle.open(path)
     aged = [
@@ -94,8 +94,8 @@ def test_other_settings_are_compiled_beside_and_a_new_library_replaces(compiled,
         for p in bundle.manifest.plans
     ]
     (path / "manifest.json").write_text(replace(bundle.manifest, plans=tuple(aged)).to_json())
-    assert compile_bundle(path, OPENVINO, quiet).made == 3
-    assert len(plans(path)) == 9
+    assert compile_bundle(path, *OPENVINO, quiet).made == 3
+    assert len(Bundle.open(path).manifest.plans) == 9
 
 
 def test_plans_for_gpus_that_are_not_here(run, compiled):
@@ -127,7 +127,9 @@ def test_without_a_gpu_the_capability_must_be_named(run, copy):
         (["--engine", "tensorrt-rtx", "--compute-capability", "9.0"], 1, "8.9"),
         (["--engine", "tensorrt-rtx", "--compute-capability", "ada"], 1, "ada"),
         (["--engine", "tensorrt"], 1, "pip install"),
-        (["--engine", "openvino", "--compute-capability", "8.6"], 2, "leave them out"),
+        (["--engine", "openvino", "--compute-capability", "8.6"], 1, "knows no compute capabilities"),
+        (["--engine", "openvino", "--memory", "1000", "--workspace", "10"], 1, "knows no memory and no workspace"),
+        (["--engine", "tensorrt-rtx", "--compute-capability", "8.6", "--compatibility", "ampere-plus"], 1, "knows no compatibility"),
         (["--engine", "tensorrt-rtx", "--compute-capability", "8.6", "--memory", "64"], 1, "memory"),
     ],
 )
@@ -146,8 +148,8 @@ def test_plans_that_fail_their_gates_are_removed(copy):
     from clapsep.runtime.bundle import describe_file
 
     (copy / "manifest.json").write_text(replace(manifest, golden=describe_file(copy, "golden.npz")).to_json())
-    with pytest.raises(GateError, match="it was not added to the bundle"):
-        compile_bundle(copy, OPENVINO, quiet)
+    with pytest.raises(GateError, match="it is not in the bundle"):
+        compile_bundle(copy, *OPENVINO, quiet)
     assert plans(copy) == []
     assert Bundle.open(copy).manifest.plans == ()
 
@@ -159,6 +161,9 @@ def test_a_killed_compilation_leaves_the_bundle_and_the_next_one_cleans_up(copy,
     for line in process.stderr:
         if "compiling separator" in line:
             break
+    children = []
+    while not children:  # the compiler
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stderr.close()
@@ -166,10 +171,10 @@ def test_a_killed_compilation_leaves_the_bundle_and_the_next_one_cleans_up(copy,
     Bundle.open(copy).check_files()
     assert plans(copy), "the first two plans were already made"
     deadline = time.monotonic() + 30
-    while "tensorrt_builder" in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
+    while any(Path("/proc", child).exists() for child in children):
         assert time.monotonic() < deadline, "the compiler outlived the command"
         time.sleep(0.2)
-    compile_bundle(copy, OPENVINO, quiet)
+    compile_bundle(copy, *OPENVINO, quiet)
     assert len(plans(copy)) == 3
 
 
@@ -189,7 +194,7 @@ def test_an_interrupted_compilation_cleans_up(copy, start, number):
 
 def test_one_at_a_time(copy):
     with held(copy), pytest.raises(OutputError, match="another process is changing"):
-        compile_bundle(copy, OPENVINO, quiet)
+        compile_bundle(copy, *OPENVINO, quiet)
 
 
 def test_a_full_disk(demo_bundle, small_disk):
@@ -198,7 +203,7 @@ def test_a_full_disk(demo_bundle, small_disk):
     path = shutil.copytree(demo_bundle, disk / "b.clapsep")
     before = state(path)
     with pytest.raises(ClapsepError, match="free some space"):
-        compile_bundle(path, OPENVINO, quiet)
+        compile_bundle(path, *OPENVINO, quiet)
     assert state(path) == before
 
 
@@ -222,16 +227,107 @@ def test_a_plan_never_comes_from_outside_the_bundle(compiled, tmp_path):
         Bundle.open(path)
 
 
-def test_keys_depend_on_everything_that_shapes_a_plan(demo_bundle):
-    from clapsep.engines import PlanSettings
-
-    engine, settings = engine_class("tensorrt-rtx"), PlanSettings("fp32", 4, ("8.6",))
-    key = module._key(engine, settings, ["a"])
+def test_keys_depend_on_everything_that_shapes_a_plan():
+    machine = this_machine()
+    settings = PlanSettings("fp32", 4, ("8.6",))
+    target = engine_class("tensorrt-rtx").target(settings, machine)
+    key = plan_key("tensorrt-rtx", settings, target, ["a"])
     others = [
-        module._key(engine, settings, ["b"]),
-        module._key(engine, replace(settings, max_batch=2), ["a"]),
-        module._key(engine, replace(settings, compute_capabilities=("8.9",)), ["a"]),
-        module._key(engine_class("openvino"), settings, ["a"]),
+        plan_key("tensorrt-rtx", settings, target, ["b"]),
+        plan_key("tensorrt-rtx", replace(settings, max_batch=2), target, ["a"]),
+        plan_key("tensorrt-rtx", replace(settings, workspace=1 << 20), target, ["a"]),
+        plan_key("tensorrt-rtx", settings, replace(target, architecture="aarch64"), ["a"]),
+        plan_key("tensorrt-rtx", settings, replace(target, version="1.0"), ["a"]),
+        plan_key("openvino", settings, replace(target, cpu=("FP32",)), ["a"]),
     ]
-    assert len({key, *others}) == 5
-    assert module._key(engine, replace(settings, memory=1 << 30), ["a"]) == key
+    assert len({key, *others}) == 7
+    assert plan_key("tensorrt-rtx", replace(settings, memory=1 << 30), target, ["a"]) == key
+    both = [
+        engine_class("tensorrt-rtx").target(replace(settings, compute_capabilities=c), machine) for c in (("8.6", "8.9"), ("8.9", "8.6"))
+    ]
+    assert both[0] == both[1], "the order in which they are named says nothing"
+
+
+def test_a_processor_with_other_instructions_gets_plans_of_its_own(run, copy):
+    run("clapsep-export", "compile", copy, "--engine", "openvino")
+    lesser = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run("clapsep-export", "compile", copy, "--engine", "openvino", env=lesser)
+    assert len(plans(copy)) == 6
+    for environment in (os.environ, lesser):
+        run("clapsep-export", "verify", copy, "--engine", "openvino", env=environment)
+
+
+def test_links_under_plans_lead_nowhere(copy, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "separator.fp32.0123456789ab.blob").write_text("mine")
+    (copy / "plans").mkdir()
+    (copy / "plans/openvino").symlink_to(victim)
+    with pytest.raises(BundleError, match="is a link"):
+        compile_bundle(copy, *OPENVINO, quiet)
+    assert [p.read_text() for p in victim.iterdir()] == ["mine"]
+
+
+def test_only_plans_are_swept(copy):
+    folder = copy / "plans/openvino"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "separator.fp32.0123456789ab.blob").write_text("left over")
+    compile_bundle(copy, *OPENVINO, quiet)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "separator.fp32.0123456789ab.blob").exists()
+
+
+def test_a_damaged_plan_is_compiled_again_and_stops_nobody_else(run, compiled, tmp_path):
+    path = shutil.copytree(compiled, tmp_path / "b.clapsep")
+    (entry,) = (p for p in Bundle.open(path).manifest.plans if (p.graph, p.kind) == ("separator", "openvino"))
+    (path / entry.plan.file).write_bytes(b"broken")
+    Separator(path, "onnxruntime").mask(np.zeros((1, 80000)), np.zeros(256, np.float32))
+    with pytest.raises(SizeMismatch):
+        Separator(path, "openvino")
+    assert compile_bundle(path, *OPENVINO, quiet).made == 1
+    run("clapsep-export", "verify", path, "--engine", "openvino")
+
+
+def test_gates_of_superseded_plans_are_forgotten(compiled, tmp_path):
+    """Gates speak of the plans that are listed with them."""
+    path = shutil.copytree(compiled, tmp_path / "b.clapsep")
+    manifest = Bundle.open(path).manifest
+    proven = tuple(replace(gate, engine="tensorrt-rtx") for gate in manifest.gates if gate.engine == "openvino")
+    aged = tuple(replace(p, key="0" + p.key[1:]) if p.kind == "tensorrt-rtx" else p for p in manifest.plans)
+    (path / "manifest.json").write_text(replace(manifest, gates=manifest.gates + proven, plans=aged).to_json())
+    compile_bundle(path, *RTX, quiet)
+    assert "tensorrt-rtx" not in {gate.engine for gate in Bundle.open(path).manifest.gates}
+
+
+def test_those_who_have_opened_superseded_plans_can_still_read_them(compiled, tmp_path):
+    path = shutil.copytree(compiled, tmp_path / "b.clapsep")
+    bundle = Bundle.open(path)
+    aged = [
+        replace(p, key="0" + p.key[1:], plan=replace(p.plan, file=p.plan.file.replace(p.key[:12], "0" + p.key[1:12])))
+        for p in bundle.manifest.plans
+    ]
+    for old, new in zip(bundle.manifest.plans, aged, strict=True):
+        os.rename(path / old.plan.file, path / new.plan.file)
+    (path / "manifest.json").write_text(replace(bundle.manifest, plans=tuple(aged)).to_json())
+    reader = Separator(path, "openvino")
+    assert compile_bundle(path, *OPENVINO, quiet).made == 3
+    assert reader.mask(np.zeros((1, 80000)), np.zeros(256, np.float32)).shape[0] == 1
+
+
+def test_building_with_a_kind_that_needs_plans(run, tmp_path):
+    out = tmp_path / "b.clapsep"
+    run("clapsep-export", "build", out, "--demo", "--engine", "tensorrt-rtx", "--compute-capability", "8.6", "--precision", "fp16")
+    manifest = Bundle.open(out).manifest
+    assert [plan.precision for plan in manifest.plans] == ["fp16"] * 3
+    assert {gate.engine for gate in manifest.gates} == {"strict", "onnxruntime"}, "the graphs are proven even if the plans cannot be"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("words", [["--engine", "tensorrt"], ["--engine", "tensorrt-rtx"], ["--compute-capability", "8.6"]])
+@pytest.mark.skipif(bool(this_machine().gpus), reason="there is a GPU")
+def test_a_build_that_cannot_end_well_does_not_begin(run, tmp_path, words):
+    begun = time.monotonic()
+    done = run("clapsep-export", "build", tmp_path / "b.clapsep", "--demo", *words, code=2 if words[0] == "--compute-capability" else 1)
+    assert "exporting" not in done.stderr
+    assert time.monotonic() - begun < 60

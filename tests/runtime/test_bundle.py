@@ -174,7 +174,7 @@ def test_any_field_may_hold_anything(demo_bundle, data):
         parsed.to_json()
         open_family(parsed)
         for entry in parsed.files():
-            Bundle(demo_bundle, parsed)._locate(entry)
+            Bundle(demo_bundle, parsed).locate(entry)
     except e.BundleError:
         pass
 

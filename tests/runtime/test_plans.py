@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from clapsep.engines import EngineOptions, EngineUnavailable, Machine, Target, engine_class, this_machine
+from clapsep.engines import EngineOptions, EngineUnavailable, Target, engine_class, this_machine
 from clapsep.engines.machine import Gpu
 from clapsep.runtime import Bundle, Separator
-from clapsep.runtime.manifest import FileEntry, Plan, parse_manifest
-from clapsep.runtime.plans import choose, find_plan
+from clapsep.runtime.manifest import Plan, parse_manifest
+from clapsep.runtime.plans import choose
 
 HERE = this_machine()
 ADA = replace(HERE, cuda="13.0", trouble="", gpus=(Gpu("a card", "8.9", 24 << 30),))
@@ -27,16 +27,21 @@ def target():
 
 
 def with_plans(bundle, target, precision="fp32", graphs=("text_encoder", "audio_encoder", "separator"), kind="tensorrt-rtx"):
-    plans = tuple(Plan(g, kind, precision, target, "0" * 64, FileEntry(f"plans/{g}", 1, "")) for g in graphs)
+    plans = tuple(Plan(g, kind, precision, target, "0" * 64, bundle.manifest.golden) for g in graphs)  # any file that is there
     return Bundle(bundle.path, replace(bundle.manifest, plans=plans))
 
 
 def test_a_plan_for_this_machine_is_taken(bundle, target):
-    found = find_plan(with_plans(bundle, target), "separator", "tensorrt-rtx", ANY, ADA)
-    assert found is not None
-    assert found.graph == "separator"
     choice = choose(with_plans(bundle, target), "tensorrt-rtx", ANY, ADA)
     assert (choice.kind, choice.options) == ("tensorrt-rtx", ANY)
+    assert {graph: plan and plan.graph for graph, plan in choice.plans.items()} == {g: g for g in bundle.manifest.graphs}
+
+
+def test_of_several_plans_the_newest_that_fits_is_taken(bundle, target):
+    plans = [with_plans(bundle, replace(target, compute_capabilities=c)).manifest.plans for c in (("8.9",), ("8.6", "8.9"), ("12.0",))]
+    several = Bundle(bundle.path, replace(bundle.manifest, plans=tuple(plan for group in plans for plan in group)))
+    taken = choose(several, "tensorrt-rtx", ANY, ADA).plans["separator"]
+    assert taken.target.compute_capabilities == ("8.6", "8.9")
 
 
 @pytest.mark.parametrize(
@@ -68,10 +73,10 @@ def test_no_plan(bundle, target, plans):
 
 def test_an_optional_plan_that_does_not_fit_is_said_and_left(bundle, target, caplog):
     foreign = replace(target, version="2020.1", compute_capabilities=())
-    assert find_plan(with_plans(bundle, foreign, kind="openvino"), "separator", "openvino", ANY, HERE) is None
-    assert "compiled by openvino 2020.1" in caplog.text
+    assert not any(choose(with_plans(bundle, foreign, kind="openvino"), "openvino", ANY, HERE).plans.values())
+    assert caplog.text.count("compiled by openvino 2020.1") == 1
     caplog.clear()
-    assert find_plan(bundle, "separator", "openvino", ANY, HERE) is None
+    assert not any(choose(bundle, "openvino", ANY, HERE).plans.values())
     assert not caplog.text, "a bundle without plans is nothing to speak of"
 
 
@@ -83,12 +88,18 @@ def test_auto_takes_the_fastest_that_passes_and_says_why(bundle, target):
     gpu = choose(with_plans(bundle, target), "auto", ANY, ADA)
     assert gpu.kind == "tensorrt-rtx"
     assert "the fastest that can run here (tensorrt on cuda: not-installed)" in gpu.why
+    assert "its plans have not been verified yet" in gpu.why
     assert choose(with_plans(bundle, target), "auto", EngineOptions(device="cpu"), ADA).kind == "openvino"
 
 
 def test_auto_without_anything(bundle):
-    with pytest.raises(EngineUnavailable, match=r"no engine can run .*tensorrt on cuda: .*clapsep-export doctor"):
+    with pytest.raises(EngineUnavailable, match=r"no engine can run .*tensorrt on cuda: .*clapsep-export doctor") as refused:
         choose(bundle, "auto", EngineOptions(device="cuda"), replace(HERE, cuda=None, trouble="", gpus=()))
+    assert refused.value.reason == "no-driver"
+
+
+def test_asking_for_the_precision_that_is_there(bundle):
+    assert choose(bundle, "onnxruntime", EngineOptions(precision="fp32"), HERE).options.precision is None
 
 
 @pytest.mark.parametrize(
@@ -125,8 +136,3 @@ def test_the_same_answer_from_every_engine_on_this_processor(demo_bundle, rng):
 def test_plans_survive_the_manifest(bundle, target):
     manifest = with_plans(bundle, target).manifest
     assert parse_manifest(manifest.to_json(), "m").plans == manifest.plans
-
-
-def test_a_machine_is_what_it_says():
-    assert Machine("linux", "x86_64").gpus == ()
-    assert (HERE.cuda is None) == bool(HERE.trouble) or HERE.gpus
