@@ -9,6 +9,7 @@ import pytest
 import torch
 from clapsep.export.precision import convert
 from clapsep.export.strict import OPERATORS
+from precision_tables import graph_table, shown
 from strict_runs import Subject, rounded_inside, score
 
 
@@ -40,7 +41,7 @@ def test_ours_beats_naive_and_overflow_is_seen(subject):
     assert not strict["broken"]["output_db"] > 20
     assert rows["ours"]["reference"]["MatMul"]["ulp"] <= 2
     assert rows["ours"]["pessimistic"]["LayerNormalization"]["strict"]["output_db"] < strict["ours"]["output_db"]
-    table = precision.graph_table(rows, waves=False)
+    table = graph_table(rows, waves=False)
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
@@ -49,7 +50,7 @@ def test_a_converter_that_is_not_there_has_no_numbers(subject, tmp_path):
     assert row == {"failed": "not installed"}
     with pytest.raises(precision.Failed, match="not installed"):
         precision.work("python3", "modelopt.onnx.autocast", tmp_path / "a.onnx", tmp_path / "b.onnx")
-    assert "not installed" in precision.graph_table({"x": row}, waves=True)
+    assert "not installed" in graph_table({"x": row}, waves=True)
 
 
 def test_another_converter_goes_through_its_process(subject):
@@ -62,7 +63,7 @@ def test_not_a_number_is_worse_than_any(subject):
     nothing = lambda feeds: {"embedding": np.full((len(feeds["input_ids"]), 128), np.nan, np.float32)}  # noqa: E731
     row = score(subject, "text_encoder", nothing)
     assert math.isnan(row["output_db"])
-    assert precision.shown(row, "output_db") == "not finite"
+    assert shown(row, "output_db") == "not finite"
     assert precision.plain(row)["output_db"] is None
 
 
