@@ -10,7 +10,7 @@ import torch
 from clapsep.export.precision import convert
 from clapsep.export.strict import OPERATORS
 from precision_tables import graph_table, shown
-from strict_runs import Subject, rounded_inside, score
+from strict_runs import Subject, min_db, rounded_inside, score
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,8 @@ def test_not_a_number_is_worse_than_any(subject):
     nothing = lambda feeds: {"embedding": np.full((len(feeds["input_ids"]), 128), np.nan, np.float32)}  # noqa: E731
     row = score(subject, "text_encoder", nothing)
     assert math.isnan(row["output_db"])
+    assert math.isnan(min_db([50.0, math.nan]))
+    assert math.isnan(min_db([math.nan, 50.0]))
     assert shown(row, "output_db") == "not finite"
     assert precision.plain(row)["output_db"] is None
 
