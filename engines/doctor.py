@@ -177,7 +177,7 @@ def find(packages: Mapping[str, str], machine: Machine, needs: str | None) -> li
 def _both_wheels(packages: Mapping[str, str], machine: Machine) -> Iterable[Finding]:
     names = _matching(PACKAGES["onnxruntime"], packages)
     if len(names) > 1:
-        wanted = "onnxruntime-gpu" if machine.gpus else "onnxruntime"
+        wanted = "onnxruntime-gpu" if machine.gpus or machine.blind else "onnxruntime"
         yield Finding(
             "onnxruntime",
             "both-wheels",

@@ -107,7 +107,9 @@ class Engine(ABC):
             EngineUnavailable: with the reason.
         """
         if options.device not in (None, *cls.devices):
-            raise EngineUnavailable(f"engine {cls.kind} runs on {' or '.join(cls.devices)}, not on {options.device}", "wrong-device")
+            raise EngineUnavailable(
+                f"engine {cls.kind} runs on {' or '.join(cls.devices)}, not on {options.device}; leave the device out", "wrong-device"
+            )
         if options.precision not in (None, *cls.precisions):
             own = f"computes in {' or '.join(cls.precisions)} besides" if cls.precisions else "computes only in"
             message = f"engine {cls.kind} {own} the graph's own precision, not in {options.precision}; leave the precision out"
@@ -152,11 +154,15 @@ class Engine(ABC):
     def check_settings(cls, settings: PlanSettings) -> None:
         """Raises EngineError if this kind takes no plans, or not with these settings."""
         given = [f.name for f in fields(settings) if f.name not in ("precision", "max_batch") and getattr(settings, f.name) != f.default]
-        unknown = sorted({name.replace("_", " ") for name in given} - {name.replace("_", " ") for name in cls.settings})
+        unknown = [
+            f"--{name.removesuffix('ies') + 'y' if name.endswith('ies') else name}".replace("_", "-")
+            for name in given
+            if name not in cls.settings
+        ]
         if cls.plans == "none":
             raise EngineError(f"engine {cls.kind} runs the ONNX files themselves and takes no plans; there is nothing to compile")
         if unknown:
-            raise EngineError(f"engine {cls.kind} knows no {' and no '.join(unknown)}; leave it out")
+            raise EngineError(f"engine {cls.kind} has no {' and no '.join(unknown)}; leave it out")
 
     @classmethod
     def compile(cls, model: Path, out: Path, settings: PlanSettings, progress: Progress) -> Target:
@@ -204,10 +210,13 @@ class Engine(ABC):
 
 
 def _require_gpu(kind: str, machine: Machine) -> None:
+    message = f"engine {kind} needs an NVIDIA GPU and {machine.trouble}; "
+    if machine.blind:
+        raise EngineUnavailable(message + "run: pip install cuda-python", "not-installed")
     if machine.cuda is None:
-        raise EngineUnavailable(f"engine {kind} needs an NVIDIA GPU and {machine.trouble}", "no-driver")
+        raise EngineUnavailable(message + "install one, or choose an engine that runs on the CPU", "no-driver")
     if not machine.gpus:
-        raise EngineUnavailable(f"engine {kind} needs an NVIDIA GPU and {machine.trouble}", "no-gpu")
+        raise EngineUnavailable(message + "check CUDA_VISIBLE_DEVICES, or choose an engine that runs on the CPU", "no-gpu")
 
 
 def _compatible(built: str, installed: str) -> bool:

@@ -38,3 +38,4 @@ class EngineUnavailable(EngineError):
     def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)
         self.reason: Reason = reason
+        self.exit_code = 2 if reason in ("unknown-engine", "wrong-device", "wrong-precision") else 1

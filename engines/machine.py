@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+MISSING = "cuda-python is not installed"
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -20,13 +22,17 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """`cuda` is the CUDA version that the driver supports, such as "13.0", None without one; `trouble` says why."""
+    """`cuda` is the CUDA version that the driver supports, such as "13.0", None without one; `trouble` says why.
+
+    `blind`: nobody can tell, as cuda-python is missing.
+    """
 
     os: str
     architecture: str
     cuda: str | None = None
     trouble: str = ""
     gpus: tuple[Gpu, ...] = ()
+    blind: bool = False
 
 
 @cache
@@ -36,14 +42,14 @@ def this_machine(gpus_too: bool = True) -> Machine:
     Without `gpus_too` the driver is left alone: a process that has started it cannot fork children that use CUDA.
     """
     cuda, trouble, gpus = _probe_cuda() if gpus_too else (None, "nobody has looked for a driver", ())
-    return Machine(platform.system().lower(), platform.machine(), cuda, trouble, gpus)
+    return Machine(platform.system().lower(), platform.machine(), cuda, trouble, gpus, trouble.startswith(MISSING))
 
 
 def _probe_cuda() -> tuple[str | None, str, tuple[Gpu, ...]]:
     try:
         driver = importlib.import_module("cuda.bindings.driver")  # compiled, without stubs
     except ImportError as error:
-        return None, f"cuda-python is not installed ({error})", ()
+        return None, f"{MISSING}, so that the driver cannot be asked ({error})", ()
     try:
         (status,) = driver.cuInit(0)
         none = status == driver.CUresult.CUDA_ERROR_NO_DEVICE  # a driver, and no GPU that it may use

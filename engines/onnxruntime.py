@@ -171,7 +171,9 @@ def _open(ort: Any, path: Path, device: str, threads: int | None) -> Any:
             repair = "install the NVIDIA driver" if DRIVER in missing else f"run: {INSTALL_CUDA}"
             message = f"onnxruntime {ort.__version__} cannot load its CUDA provider ({missing}); {repair}"
             raise EngineUnavailable(message, "not-loadable") from error
-        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {str(error).strip()}") from error
+        raise EngineError(
+            f"onnxruntime {ort.__version__} cannot load {path}: {str(error).strip()}; build or copy the bundle again"
+        ) from error
 
 
 def _preload(ort: Any) -> None:

@@ -58,14 +58,14 @@ class TensorRtEngine(Engine):
         """As in Engine; of several GPUs the first one counts, as it is the one that runs."""
         super().check_plan(target, machine)
         if target.cuda and machine.cuda and _version(machine.cuda)[0] < _version(target.cuda)[0]:
-            message = f"the plan needs CUDA {target.cuda} and the NVIDIA driver supports {machine.cuda}; update the driver"
+            message = f"the plan needs CUDA {target.cuda} and the NVIDIA driver supports {machine.cuda}"
             raise EngineUnavailable(message, "driver-too-old")
         own = machine.gpus[0].compute_capability if machine.gpus else ""
         newer = target.compatibility == "ampere-plus" and bool(own) and _version(own) >= (8, 0)
         if target.compute_capabilities and own not in target.compute_capabilities and not newer:
             there = "8.0 and newer" if target.compatibility == "ampere-plus" else " and ".join(target.compute_capabilities)
             here = f"this GPU, {machine.gpus[0].name}, has SM {own}" if own else "this machine has no GPU"
-            message = f"the plan was compiled for GPUs with SM {there} and {here}; compile one here: clapsep-export compile"
+            message = f"the plan was compiled for GPUs with SM {there} and {here}"
             raise EngineUnavailable(message, "other-gpu")
 
     @classmethod

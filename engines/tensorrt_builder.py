@@ -212,6 +212,8 @@ def _refusal(request: Request, said: str) -> EngineError:
     advice = "use another engine for this graph"
     if "workspace" in said:
         advice = "allow a larger workspace"
+    elif "FP32 GEMM is not supported" in said:  # Turing
+        advice = "compile a bundle that was built with --precision fp16"
     elif "bad_alloc" in said or "temporarily unavailable" in said or "OutOfMemory" in said:
         advice = LESS_MEMORY
     return EngineError(f"{request.library} cannot compile {request.model}: {said[:1000]}; {advice}")

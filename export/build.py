@@ -29,7 +29,19 @@ from .strict import StrictSeparator
 from .vocabulary import read_tokenizer
 
 ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers", "clapsep-export")
+TOOLS = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
+    "numpy",
+    "tokenizers",
+    "clapsep-export",
+)
 
 
 @dataclass(frozen=True)

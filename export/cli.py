@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import resource
+import shlex
 import time
 from pathlib import Path
 
@@ -126,6 +127,7 @@ def build(
 @click.option("--workspace", metavar="MIB", type=click.IntRange(1), help="GPU scratch memory that the plans may use.")
 @click.option("--memory", metavar="MIB", type=click.IntRange(1), help="Host memory that the compiler may use.")
 @click.option("--timing-cache", metavar="FILE", type=PATH, help="Where tensorrt keeps its measurements for the next compilation.")
+@click.option("--force", is_flag=True, help="Compile again what is there already.")
 @debug_option
 def compile_(
     bundle: Path,
@@ -137,6 +139,7 @@ def compile_(
     workspace: int | None,
     memory: int | None,
     timing_cache: Path | None,
+    force: bool,
 ) -> None:
     """Add plans to a bundle, for this machine or for named GPUs, and prove them where they can run. Needs no torch."""
     from .compile import compile_bundle
@@ -144,13 +147,13 @@ def compile_(
 
     scratch, host = (None if size is None else size << 20 for size in (workspace, memory))
     settings = PlanSettings(precision or "", 1, compute_capabilities, compatibility, version_compatible, scratch, host, timing_cache)
-    compiled = compile_bundle(bundle, engine, settings, Stages())
+    compiled = compile_bundle(bundle, engine, settings, Stages(), force=force)
     if compiled.gates:
         click.echo(table(compiled.gates))
     for plan in compiled.plans:
         click.echo(f"{plan.plan.file}  {plan.plan.size / 2**20:.1f} MiB  {plan.target}")
     if compiled.unverified:
-        click.echo(f"not verified here; run on the target: clapsep-export verify {bundle} --engine {engine}", err=True)
+        click.echo(f"not verified here; run on the target: clapsep-export verify {shlex.quote(str(bundle))} --engine {engine}", err=True)
 
 
 @main.command()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..engines import KINDS, EngineOptions, EngineUnavailable, PlanSettings, Target, engine_class, this_machine
 from ..engines.engine import Engine
 from ..runtime.bundle import Bundle, describe_file
-from ..runtime.errors import BundleError, GateError, InputError, OutputError, UnsafePath
+from ..runtime.errors import BundleError, EngineError, GateError, InputError, OutputError, UnsafePath
 from ..runtime.manifest import FileEntry, Gate, Manifest, Plan
 from ..runtime.plans import check
 from ..runtime.separator import Separator
@@ -34,11 +37,14 @@ class Compiled:
     unverified: str = ""
 
 
-def compile_bundle(path: Path, kind: str, settings: PlanSettings, progress: Progress, *, verify: bool = True) -> Compiled:
+def compile_bundle(
+    path: Path, kind: str, settings: PlanSettings, progress: Progress, *, force: bool = False, verify: bool = True
+) -> Compiled:
     """Compile every graph of the bundle at `path`, check the plans where they can run, and list them in the manifest.
 
-    `settings` without precision and batch, which are the bundle's, but for `bf16`. Plans made before from the same graph, settings and
-    library for the same target are kept. Plans that are superseded stay until the next compilation, for those who have opened them.
+    `settings` are without precision and batch, which are the bundle's, but for `bf16`. Plans made before from the same graph, settings
+    and library for the same target are kept, unless `force` is given. Those that are superseded stay until the next compilation, for
+    the sake of those who have opened them.
 
     Raises:
         BundleError: the bundle.
@@ -47,28 +53,33 @@ def compile_bundle(path: Path, kind: str, settings: PlanSettings, progress: Prog
         OutputError: the bundle cannot be written, or another process is changing it.
     """
     Bundle.open(path)
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"{path} cannot be written (permission denied); copy the bundle to another place")
     with held(path) as free:
         if not free:
             raise OutputError(f"another process is changing {path}; wait until it is done")
         try:
             bundle = Bundle.open(path)
             _sweep(bundle)
-            return add_plans(bundle, kind, settings, progress, verify=verify)
+            return add_plans(bundle, kind, settings, progress, force=force, verify=verify)
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written ({error.strerror or error}); free some space or copy it to another place"
             ) from error
 
 
-def add_plans(bundle: Bundle, kind: str, settings: PlanSettings, progress: Progress, *, verify: bool = True) -> Compiled:
+def add_plans(
+    bundle: Bundle, kind: str, settings: PlanSettings, progress: Progress, *, force: bool = False, verify: bool = True
+) -> Compiled:
     """`compile_bundle` for a bundle that the caller has locked."""
     own = bundle.manifest.graphs["separator"].precision
     settings = replace(settings, precision=settings.precision or own, max_batch=bundle.manifest.max_batch)
     target = check_request(kind, settings, own)
     options = EngineOptions(precision=None if settings.precision == own else settings.precision)
     made: list[Path] = []
+    known = () if force else bundle.manifest.plans
     try:
-        plans = tuple(_plan(bundle, graph, engine_class(kind), settings, target, made, progress) for graph in bundle.manifest.graphs)
+        plans = tuple(_plan(bundle, graph, engine_class(kind), settings, target, known, made, progress) for graph in bundle.manifest.graphs)
         new = Bundle(bundle.path, replace(bundle.manifest, plans=plans))
         gates, unverified = _verify(new, kind, options, settings, progress) if verify else ((), "nobody asked for it")
     except GateError:
@@ -99,7 +110,12 @@ def check_request(kind: str, settings: PlanSettings, own: str) -> Target:
     if settings.precision not in (own, *engine.precisions):
         advice = f"build a bundle with --precision {settings.precision}" if settings.precision in ("fp32", "fp16") else "leave it out"
         raise InputError(f"the graphs are {own} and engine {kind} does not compute them in {settings.precision}; {advice}")
-    return engine.target(settings, this_machine(gpus_too="cuda" in engine.devices))
+    try:
+        return engine.target(settings, this_machine(gpus_too="cuda" in engine.devices))
+    except EngineUnavailable:
+        raise
+    except EngineError as error:
+        raise InputError(str(error)) from error
 
 
 def _verify(bundle: Bundle, kind: str, options: EngineOptions, settings: PlanSettings, progress: Progress) -> tuple[tuple[Gate, ...], str]:
@@ -111,17 +127,25 @@ def _verify(bundle: Bundle, kind: str, options: EngineOptions, settings: PlanSet
             raise
         progress(f"not verified: {error}")
         return (), str(error)
-    gates = run_gates(Separator(bundle, kind, precision=options.precision), load_golden(bundle), progress)
+    separator = Separator(bundle, kind, precision=options.precision, host_code=settings.version_compatible)
+    gates = run_gates(separator, load_golden(bundle), progress)
     require(gates, f"the {kind} plan", "it is not in the bundle")
     return gates, ""
 
 
 def _plan(
-    bundle: Bundle, graph: str, engine: type[Engine], settings: PlanSettings, target: Target, made: list[Path], progress: Progress
+    bundle: Bundle,
+    graph: str,
+    engine: type[Engine],
+    settings: PlanSettings,
+    target: Target,
+    known: Sequence[Plan],
+    made: list[Path],
+    progress: Progress,
 ) -> Plan:
     entry = bundle.manifest.graphs[graph]
     key = plan_key(engine.kind, settings, target, [file.sha256 for file in (entry.graph, entry.data) if file is not None])
-    old = next((plan for plan in bundle.manifest.plans if plan.key == key and _intact(bundle, plan.plan)), None)
+    old = next((plan for plan in known if plan.key == key and _intact(bundle, plan.plan)), None)
     if old is not None:
         progress(f"{graph}: the {engine.kind} plan is there")
         return old
@@ -162,6 +186,14 @@ def _without(manifest: Manifest, kind: str, precision: str, target: Target) -> M
 def _remove(paths: list[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+        _remove_if_empty(path.parent)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """A folder of plans, and the one around it."""
+    with contextlib.suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _sweep(bundle: Bundle) -> None:
@@ -173,3 +205,4 @@ def _sweep(bundle: Bundle) -> None:
         for path in folder.iterdir() if folder.is_dir() and folder.name in KINDS else ():
             if PLAN_FILE.fullmatch(path.name) and path not in listed and path.is_file() and not path.is_symlink():
                 path.unlink()
+                _remove_if_empty(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from ..engines.engine import TensorSpec
@@ -45,5 +46,5 @@ def _lines(bundle: Bundle) -> Iterator[str]:
         yield f"gates      {engine}: {sum(g.passed for g in gates)} of {len(gates)} passed"
     proven = {g.engine.split()[0] for g in m.gates}
     for kind in dict.fromkeys(plan.kind for plan in m.plans if plan.kind not in proven):
-        command = f"clapsep-export verify {bundle.path} --engine {kind}"
-        yield f"           the plans of {kind} have not been verified; run on the target: {command}"
+        command = f"clapsep-export verify {shlex.quote(str(bundle.path))} --engine {kind}"
+        yield f"           the plans of {kind} could not be verified where they were compiled; run on the target: {command}"

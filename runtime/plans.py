@@ -1,4 +1,4 @@
-"""Which engine runs a bundle here: the one asked for, or nothing; `auto` takes the fastest that can and says why."""
+"""Which engine runs a bundle here: the one asked for, or nothing; `auto` takes the first in an order of speed and says why."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def choose(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) 
             refusal = error
             refused.append(f"{candidate} on {device}: {error.reason}")
             continue
-        why = f"engine {candidate} on {device}, the fastest that can run here" + (f" ({'; '.join(refused)})" if refused else "")
+        why = f"engine {candidate} on {device}, the first in our order of speed that can run here" + (
+            f" ({'; '.join(refused)})" if refused else ""
+        )
         return Choice(candidate, chosen, plans, why + _unproven(bundle, candidate, plans))
     raise EngineUnavailable(f"no engine can run {bundle.path} here ({'; '.join(refused)}); run: clapsep-export doctor", refusal.reason)
 
@@ -63,7 +65,7 @@ def choose(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) 
 def _unproven(bundle: Bundle, kind: str, plans: dict[str, Plan | None]) -> str:
     if not any(plans.values()) or kind in {gate.engine.split()[0] for gate in bundle.manifest.gates}:
         return ""
-    return f"; its plans have not been verified yet, run: clapsep-export verify {shlex.quote(str(bundle.path))} --engine {kind}"
+    return f"; its plans could not be verified where they were compiled, clapsep-export verify --engine {kind} does it here"
 
 
 def check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) -> dict[str, Plan | None]:
@@ -94,12 +96,13 @@ def _find(bundle: Bundle, graph: str, kind: str, options: EngineOptions, machine
         try:
             engine.check_plan(plan.target, machine)
         except EngineUnavailable as error:
-            refusal = error
+            refusal = error if refusal.reason == "no-plan" else refusal  # the newest is what the user knows of
         else:
             bundle.locate(plan.plan)
             return plan, ""
     wanted = f" --precision {options.precision}" if options.precision else ""
-    message = f"{bundle.path}: {refusal}; run: clapsep-export compile {shlex.quote(str(bundle.path))} --engine {kind}{wanted}"
+    compiling = f"run: clapsep-export compile {shlex.quote(str(bundle.path))} --engine {kind}{wanted}"
+    message = f"{bundle.path}: {refusal}; {'update the driver' if refusal.reason == 'driver-too-old' else compiling}"
     if engine.plans == "required":
         raise EngineUnavailable(message, refusal.reason)
     return None, message if plans else ""

@@ -114,8 +114,8 @@ def test_half_precision_is_counted(half_graph, tmp_path):
         ({"workspace": 1000}, "allow a larger workspace"),
         ({"memory": 150_000_000}, "more than the 150,000,000 bytes"),
         ({"memory": 1}, "more than the 1 bytes"),
-        ({"compatibility": "ampere-plus"}, "knows no compatibility"),
-        ({"version_compatible": True}, "knows no version compatible"),
+        ({"compatibility": "ampere-plus"}, "has no --compatibility"),
+        ({"version_compatible": True}, "has no --version-compatible"),
     ],
 )
 def test_what_cannot_be_compiled_leaves_the_old_plan(graph, tmp_path, change, message):
