@@ -86,24 +86,6 @@ class Subject:
             self._ranges[graph] = measure_ranges(ir.load(self.bundle.graph(graph)), self.every(graph))[0]
         return self._ranges[graph]
 
-    def sums_of_squares(self, graph: str) -> dict[str, float]:
-        """Per LayerNormalization: the largest sum of squares of a row of its input, over all signals."""
-        model = ir.load(self.bundle.graph(graph))
-        users = {
-            str(node.inputs[0].name): str(node.name) for node in model.graph if node.op_type == "LayerNormalization" and node.inputs[0]
-        }
-        found: dict[str, float] = defaultdict(float)
-
-        def observe(node: ir.Node, results: list[Tensor]) -> None:
-            for value, result in zip(node.outputs, results, strict=False):
-                if user := users.get(str(value.name)):
-                    found[user] = max(found[user], float(result.square().sum(-1).max()))
-
-        strictly = StrictGraph(model)
-        for feeds in self.every(graph):
-            strictly.run(feeds, observe)
-        return found
-
 
 def score(subject: Subject, graph: str, run: Run) -> Row:
     """Worst SNR in dB of the outputs and of the waveform, on the ordinary signals and on the hard ones, and the loudest silence."""

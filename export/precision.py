@@ -71,9 +71,14 @@ def keep(graph: ir.Graph, ranges: Mapping[str, float], policy: Policy, found: Co
 
 
 def _largest(node: ir.Node, ranges: Mapping[str, float]) -> float:
-    """Of what a node takes and makes; a LayerNormalization also squares its input, in float32 only where an engine heeds `stash_type`."""
+    """Of what a node takes and makes; for a LayerNormalization also of the sums inside, which some engines take in the type outside."""
     values = [ranges.get(str(value.name), 0.0) for value in (*node.inputs, *node.outputs) if value is not None]
-    return max(*values, values[0] ** 2) if node.op_type == "LayerNormalization" else max(values, default=0.0)
+    return max([*values, ranges.get(_squares(node.inputs[0]), 0.0) if node.op_type == "LayerNormalization" else 0.0])
+
+
+def _squares(value: ir.Value | None) -> str:
+    """Where `measure_ranges` puts the largest sum of squares of a row of a LayerNormalization's input."""
+    return f"{value.name if value is not None else ''}, squares"
 
 
 def _representable(value: ir.Value | None) -> bool:
@@ -230,6 +235,9 @@ def measure_ranges(model: ir.Model, signals: Sequence[Feeds], only: ir.DataType 
                 broken += int((~result.isfinite()).sum())
                 largest = MAXIMUM
             ranges[str(value.name)] = max(ranges.get(str(value.name), 0.0), largest)
+            if only is None and any(use.op_type == "LayerNormalization" and i == 0 for use, i in value.uses()):
+                squares = float(result.float().square().sum(-1).max())
+                ranges[_squares(value)] = max(ranges.get(_squares(value), 0.0), squares)
 
     graph = StrictGraph(model)
     for feeds in signals:
