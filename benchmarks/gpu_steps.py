@@ -196,7 +196,7 @@ def pytorch(task: Task) -> Answer:
         if task["device"] == "cuda":
             torch.cuda.synchronize()
 
-    calls = {"on device": resident, "with copies": lambda: module(*(value.to(task["device"]) for value in host)).cpu()}
+    calls = {"on device": resident, "with copies": lambda: module(*(value.to(task["device"]) for value in host))[0].cpu()}
     try:
         with torch.inference_mode():
             seen = {name: observe(call, task["seconds"]) for name, call in calls.items()}

@@ -8,6 +8,7 @@ import platform
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from ..engines import EngineOptions, PlanSettings, engine_class, this_machine
 from ..runtime.bundle import MANIFEST, Bundle, describe_file
@@ -18,6 +19,7 @@ from ..runtime.tokenizer import Tokenizer
 from . import demo
 from .checkpoint import read_checkpoint
 from .compile import add_plans, check_request
+from .derive import derive
 from .family import Model, open_model
 from .gates import LIMITS, Progress, judge_lowered, measure, require, run_gates
 from .golden import CAPTIONS, Golden, calibration_signals, make_golden
@@ -113,6 +115,7 @@ def _fill(root: Path, request: Request, progress: Progress) -> Manifest:
     manifest, golden = _write_golden(root, model, manifest)
     if request.precision == "fp16":
         manifest = _lower(root, model, manifest, golden, progress)
+    manifest = _derive(root, model, manifest, progress)
     write_manifest(root, manifest)
     onnx_kinds = [kind for kind in request.engines if not _needs_plans(kind)]
     if request.engines and not onnx_kinds:
@@ -169,7 +172,24 @@ def _versions() -> dict[str, str]:
 
 
 def _export(root: Path, model: Model, manifest: Manifest, progress: Progress) -> Manifest:
-    metadata = {
+    graphs = {}
+    for spec in model.graphs():
+        progress(f"exporting {spec.name}")
+        graphs[spec.name] = export_graph(spec, root, {**_metadata(manifest), "graph": spec.name, "precision": "fp32"})
+    return replace(manifest, graphs=graphs)
+
+
+def _derive(root: Path, model: Model, manifest: Manifest, progress: Progress) -> Manifest:
+    graphs = dict(manifest.graphs)
+    for spec in model.derived():
+        progress(f"making {spec.name} out of {spec.source}")
+        graphs[spec.name] = derive(spec, root, graphs, _metadata(manifest))
+    return replace(manifest, graphs=graphs)
+
+
+def _metadata(manifest: Manifest) -> dict[str, Any]:
+    """What every graph says of itself, so that it can be used without the manifest."""
+    return {
         "family": manifest.family,
         "variant": manifest.variant,
         "weights": manifest.weights,
@@ -179,11 +199,6 @@ def _export(root: Path, model: Model, manifest: Manifest, progress: Progress) ->
         "sources": {source.role: source.sha256 for source in manifest.sources},
         "toolchain": manifest.toolchain,
     }
-    graphs = {}
-    for spec in model.graphs():
-        progress(f"exporting {spec.name}")
-        graphs[spec.name] = export_graph(spec, root, {**metadata, "graph": spec.name, "precision": "fp32"})
-    return replace(manifest, graphs=graphs)
 
 
 def _write_golden(root: Path, model: Model, manifest: Manifest) -> tuple[Manifest, Golden]:
@@ -205,6 +220,6 @@ def _lower(root: Path, model: Model, manifest: Manifest, golden: Golden, progres
         graphs[name] = inspect_graph(root, name, "fp16", tuple(lowered.kept))
         gates += judge_lowered(name, lowered)
     manifest = replace(manifest, graphs=graphs)
-    gates += run_gates(StrictSeparator(Bundle(root, manifest)), golden, progress)
+    gates += run_gates(lambda route: StrictSeparator(Bundle(root, manifest), route=route), ["fused"], golden, progress)
     require(gates, "the conversion to float16", "no bundle was written")
     return replace(manifest, gates=manifest.gates + gates)

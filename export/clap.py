@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, queries: int | None) -> Tensor:
         qkv = self.packed(x) if self.packed is not None else torch.cat([self.query(x), self.key(x), self.value(x)], dim=-1)
-        return attend(qkv, self.heads, mask, self.scale, queries)
+        return attend(qkv, self.heads, mask, self.scale, queries=queries)
 
 
 class RobertaLayer(nn.Module):

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..runtime.families.clapsep import ClapsepDsp
 from .clap import ClapConfig
 from .htsat import Htsat, HtsatConfig, SwinBlock, expand_index
 from .layers import LastAxisBatchNorm, attend, fold_query_scale
+from .waveform import InverseStft, LogMel, Stft
 
 SILENCE_DB = -100.0  # 10 log10(1e-10): what a row of zero power is in the log-mel
 
@@ -51,18 +53,23 @@ class FilmCoefficients(nn.Module):
         super().__init__()
         self.gamma, self.beta = nn.Linear(condition, dim), nn.Linear(condition, dim)
 
+    def forward(self, condition: Tensor) -> Tensor:
+        return torch.cat([self.gamma(condition), self.beta(condition)], dim=-1)
+
 
 class Film(nn.Module):
-    """LN(gamma(c) · Linear(z) + beta(c) [+ h]) with one condition per row of the batch; gamma carries no "+ 1"."""
+    """LN(gamma(c) · Linear(z) + beta(c) [+ h]) with one condition per row of the batch; gamma carries no "+ 1".
+
+    `feature_proj` and `skip_conv` are called by the `Decoder`: one needs no condition, the other no mixture.
+    """
 
     def __init__(self, condition: int, dim: int) -> None:
         super().__init__()
         self.skip_conv = FilmCoefficients(condition, dim)
         self.feature_proj, self.norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
 
-    def forward(self, z: Tensor, condition: Tensor, h: Tensor | None = None) -> Tensor:
-        gamma, beta = self.skip_conv.gamma(condition)[:, None], self.skip_conv.beta(condition)[:, None]
-        u = gamma * self.feature_proj(z) + beta
+    def forward(self, u: Tensor, gamma: Tensor, beta: Tensor, h: Tensor | None = None) -> Tensor:
+        u = gamma * u + beta
         return self.norm(u if h is None else u + h)
 
 
@@ -186,8 +193,40 @@ class MaskLayers(nn.Module):
         return self.layers(x)
 
 
+class MaskInput(nn.Linear):
+    """Linear over spec_norm(magnitude) and the decoder's rows side by side, as two products: the first needs no condition."""
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, bins: int, n_mels: int, width: int) -> None:
+        super().__init__(bins + n_mels, width)
+        self.bins = bins
+
+    def fold(self) -> None:
+        """The two halves as constants of their own."""
+        left, right = (part.detach().contiguous() for part in self.weight.split([self.bins, self.in_features - self.bins], dim=1))
+        self.register_buffer("left", left, persistent=False)
+        self.register_buffer("right", right, persistent=False)
+
+    def fold_norm(self, norm: LastAxisBatchNorm) -> None:
+        """Take the batch normalisation of the magnitude into the weights; in float64, as its scales differ widely."""
+        scale, shift = (value.detach().double() for value in norm.coefficients())
+        weight = self.weight.detach().double()
+        self.bias = nn.Parameter((self.bias.detach().double() + weight[:, : self.bins] @ shift).float())
+        weight[:, : self.bins] *= scale
+        self.weight = nn.Parameter(weight.float())
+
+    def spectrum(self, magnitude: Tensor) -> Tensor:
+        weight = self.left if hasattr(self, "left") else self.weight[:, : self.bins]
+        return F.linear(magnitude, weight, self.bias)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self.right if hasattr(self, "right") else self.weight[:, self.bins :])
+
+
 class Decoder(nn.Module):
-    """FiLM decoder and mask net (paper section III-C): features F0 … F4, magnitude and condition → mask logits."""
+    """FiLM decoder and mask net (paper section III-C), in three parts: what depends on the mixture, on the condition, on both."""
 
     def __init__(self, config: SeparatorConfig) -> None:
         super().__init__()
@@ -199,18 +238,52 @@ class Decoder(nn.Module):
         self.inverse_patch_embed = InversePatchEmbed(audio)
         self.spec_norm = LastAxisBatchNorm(config.bins)
         self.mask_net = nn.Sequential(
-            nn.Linear(config.bins + audio.n_mels, config.attention),
+            MaskInput(config.bins, audio.n_mels, config.attention),
             nn.LayerNorm(config.attention),
             MaskLayers(config),
             nn.Linear(config.attention, config.bins * (3 if config.phase else 1)),
         )
+        self.films: list[Film] = [self.film, *self.skip]  # pyright: ignore[reportAttributeAccessIssue]
+        self.packed: nn.Linear | None = None
 
-    def forward(self, features: list[Tensor], magnitude: Tensor, condition: Tensor) -> Tensor:
-        h = self.film(features[-1], condition)
-        for layer, skip, feature in zip(self.layers, self.skip, reversed(features[:-1]), strict=True):
-            h = skip(feature, condition, layer(h))
-        rows = self.inverse_patch_embed(h)[:, : magnitude.shape[1]]
-        return self.mask_net(torch.cat([self.spec_norm(magnitude), rows], dim=-1))
+    def fold(self) -> None:
+        """One product for all coefficients, and no separate normalisation of the magnitude."""
+        if self.packed is not None:
+            return
+        linears = [linear for film in self.films for linear in (film.skip_conv.gamma, film.skip_conv.beta)]
+        packed = nn.Linear(linears[0].in_features, sum(linear.out_features for linear in linears))
+        packed.weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]))
+        packed.bias = nn.Parameter(torch.cat([linear.bias.detach() for linear in linears]))
+        self.packed = packed
+        self.mask_net[0].fold_norm(self.spec_norm)  # pyright: ignore[reportCallIssue]
+        del self.spec_norm
+        for film in self.films:
+            del film.skip_conv
+
+    def project(self, features: list[Tensor], magnitude: Tensor) -> list[Tensor]:
+        """What the decoder takes from the mixture: projected features, coarsest first and its own twice, and the spectrum's part."""
+        sources = [features[-1], *reversed(features[:-1])]
+        spectrum = magnitude if self.packed is not None else self.spec_norm(magnitude)
+        projected = [film.feature_proj(z) for film, z in zip(self.films, sources, strict=True)]
+        return [*projected, self.mask_net[0].spectrum(spectrum)]  # pyright: ignore[reportCallIssue]
+
+    def coefficients(self, condition: Tensor) -> Tensor:
+        """[B, condition] → gamma and beta of every FiLM side by side, [B, 2 · sum of widths]."""
+        if self.packed is not None:
+            return self.packed(condition)
+        return torch.cat([film.skip_conv(condition) for film in self.films], dim=-1)
+
+    def forward(self, projected: list[Tensor], coefficients: Tensor) -> Tensor:
+        """Mask logits [B, n, bins or 3 bins]."""
+        widths = [film.norm.normalized_shape[0] for film in self.films for _ in range(2)]
+        parts = coefficients[:, None].split(widths, dim=-1)
+        h = self.film(projected[0], *parts[:2])
+        for i, (layer, skip) in enumerate(zip(self.layers, self.skip, strict=True), 1):
+            h = skip(projected[i], *parts[2 * i : 2 * i + 2], layer(h))
+        spectrum = projected[-1]
+        rows = self.inverse_patch_embed(h)[:, : spectrum.shape[1]]
+        first, norm, layers, last = self.mask_net
+        return last(layers(norm(spectrum + first.rows(rows))))  # pyright: ignore[reportCallIssue]
 
 
 class Separator(nn.Module):
@@ -226,13 +299,64 @@ class Separator(nn.Module):
         self.audio_branch = Htsat(config.clap.audio, config.lora_rank, config.lora_alpha, norm=False)
         self.decoder_model = Decoder(config)
 
-    def forward(self, magnitude: Tensor, log_mel: Tensor, condition: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def encode(self, magnitude: Tensor, log_mel: Tensor) -> list[Tensor]:
+        """Everything that needs no condition; see `Decoder.project`."""
         branch = self.audio_branch
         padded = F.pad(log_mel, (0, 0, 0, branch.config.frames - log_mel.shape[1]), value=SILENCE_DB)
-        logits = self.decoder_model(branch(branch.bn0(padded)), magnitude, condition)
+        return self.decoder_model.project(branch(branch.bn0(padded)), magnitude)
+
+    def maps(self, logits: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         if not self.config.phase:
             return logits.sigmoid()
         mask, real, imag = logits.chunk(3, dim=-1)
         real, imag = real.tanh(), imag.tanh()
         size = (real.square() + imag.square()).sqrt().clamp_min(1e-10)
         return mask.sigmoid(), real / size, imag / size
+
+    def forward(self, magnitude: Tensor, log_mel: Tensor, condition: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        coefficients = self.decoder_model.coefficients(condition)
+        return self.maps(self.decoder_model(self.encode(magnitude, log_mel), coefficients))
+
+
+class SeparatorInParts(nn.Module):
+    """The separator, which also returns the values at which its graph can be cut: FiLM coefficients and features."""
+
+    def __init__(self, separator: Separator) -> None:
+        super().__init__()
+        self.separator = separator
+
+    def forward(self, magnitude: Tensor, log_mel: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
+        network = self.separator
+        film, features = network.decoder_model.coefficients(condition), network.encode(magnitude, log_mel)
+        maps = network.maps(network.decoder_model(features, film))
+        return (*(maps if isinstance(maps, tuple) else (maps,)), film, *features)
+
+
+class FrontEnd(nn.Module):
+    """Mixture [B, window] → magnitude, log-mel, and the spectrum's real and imaginary part."""
+
+    def __init__(self, dsp: ClapsepDsp) -> None:
+        super().__init__()
+        self.stft, self.log_mel = Stft(dsp.n_fft, dsp.hop, dsp.bins), LogMel(dsp.front_end)
+
+    def forward(self, mixture: Tensor) -> tuple[Tensor, ...]:
+        real, imag = self.stft(mixture)
+        return (real.square() + imag.square()).sqrt(), self.log_mel(mixture), real, imag
+
+
+class BackEnd(nn.Module):
+    """Maps and the mixture's spectrum → target [B, window]."""
+
+    def __init__(self, dsp: ClapsepDsp) -> None:
+        super().__init__()
+        self.istft = InverseStft(dsp.n_fft, dsp.hop, dsp.window_samples)
+
+    def forward(self, mask: Tensor, real: Tensor, imag: Tensor) -> Tensor:
+        return self.istft(mask * real, mask * imag)
+
+
+class RotatingBackEnd(BackEnd):
+    """As `BackEnd`, for three-part masks, which also rotate the phase."""
+
+    def forward(self, mask: Tensor, mask_cos: Tensor, mask_sin: Tensor, real: Tensor, imag: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.istft(mask * (mask_cos * real - mask_sin * imag), mask * (mask_cos * imag + mask_sin * real))

@@ -17,9 +17,9 @@ from ..engines.engine import Engine
 from ..runtime.bundle import Bundle, describe_file
 from ..runtime.errors import BundleError, EngineError, GateError, InputError, OutputError, UnsafePath
 from ..runtime.manifest import FileEntry, Gate, Manifest, Plan
-from ..runtime.plans import check
-from ..runtime.separator import Separator
-from .gates import Progress, load_golden, require, run_gates
+from ..runtime.plans import choose, graphs_of
+from ..runtime.routes import plan_routes
+from .gates import Progress, gate_engine, load_golden, require
 from .publish import held, write_manifest
 
 RECIPE = 1  # to be raised when the same settings are made into other plans
@@ -76,10 +76,12 @@ def add_plans(
     settings = replace(settings, precision=settings.precision or own, max_batch=bundle.manifest.max_batch)
     target = check_request(kind, settings, own)
     options = EngineOptions(precision=None if settings.precision == own else settings.precision)
+    device = engine_class(kind).device(options)
+    graphs = graphs_of(bundle.manifest.graphs, *plan_routes(bundle.manifest.graphs, None, device, options.precision))
     made: list[Path] = []
     known = () if force else bundle.manifest.plans
     try:
-        plans = tuple(_plan(bundle, graph, engine_class(kind), settings, target, known, made, progress) for graph in bundle.manifest.graphs)
+        plans = tuple(_plan(bundle, graph, engine_class(kind), settings, target, known, made, progress) for graph in graphs)
         new = Bundle(bundle.path, replace(bundle.manifest, plans=plans))
         gates, unverified = _verify(new, kind, options, settings, progress) if verify else ((), "nobody asked for it")
     except GateError:
@@ -121,14 +123,14 @@ def check_request(kind: str, settings: PlanSettings, own: str) -> Target:
 def _verify(bundle: Bundle, kind: str, options: EngineOptions, settings: PlanSettings, progress: Progress) -> tuple[tuple[Gate, ...], str]:
     """Run the gates on the plans, unless they are for other GPUs than those that are here."""
     try:
-        check(bundle, kind, options, this_machine(gpus_too=engine_class(kind).device(options) == "cuda"))
+        choose(bundle, kind, options, this_machine(gpus_too=engine_class(kind).device(options) == "cuda"))
     except EngineUnavailable as error:
         if not settings.compute_capabilities or error.reason not in ELSEWHERE:
             raise
         progress(f"not verified: {error}")
         return (), str(error)
-    separator = Separator(bundle, kind, precision=options.precision, host_code=settings.version_compatible)
-    gates = run_gates(separator, load_golden(bundle), progress)
+    options = replace(options, host_code=settings.version_compatible)
+    gates = gate_engine(bundle, kind, options, load_golden(bundle), progress)
     require(gates, f"the {kind} plan", "it is not in the bundle")
     return gates, ""
 

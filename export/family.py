@@ -18,12 +18,36 @@ from .checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A module that becomes a graph: example inputs in order (batch 2), the names of inputs and outputs."""
+    """A module that becomes a graph: example inputs in order (batch 2), the names of inputs and outputs.
+
+    `inner`: names for what the module returns after its outputs; values inside the graph, where other graphs are cut out of it.
+    """
 
     name: str
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
+    inner: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A graph that is the part of graph `source` between the values `inputs` and `outputs`."""
+
+    name: str
+    source: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wrap:
+    """A graph that is `source` between two modules. What `before` and `source` return feeds, by name, what comes after it."""
+
+    name: str
+    source: str
+    before: GraphSpec
+    after: GraphSpec
 
 
 class Model(ABC):
@@ -40,6 +64,10 @@ class Model(ABC):
     @abstractmethod
     def graphs(self) -> list[GraphSpec]:
         """The graphs of a bundle."""
+
+    def derived(self) -> list[Cut | Wrap]:
+        """Graphs that are made out of those; none by default."""
+        return []
 
     @abstractmethod
     def query_features(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from ..runtime.dsp import Float32
 from ..runtime.errors import GateError
 from ..runtime.manifest import Gate
 from ..runtime.metrics import cosine, si_sdr, snr
-from ..runtime.plans import choose
+from ..runtime.plans import choose, runnable_routes
 from ..runtime.separator import Separator
 from .golden import Golden, as_float, clips_of
 
@@ -93,9 +93,9 @@ def _separation(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     for pair, target in zip(golden.pairs, golden.target, strict=True):
         halves = [None if i < 0 else embeddings[i] for i in pair]
         condition = separator.family.condition(*halves, normalize=None)
-        found = separator.separate_windows(window, condition)[0]
+        found = separator.separate_windows(window, condition[None])[0, 0]
         sides = "".join(side for side, row in zip("PN", pair, strict=True) if row >= 0)
-        stage = f"separator {sides}{' audio' if max(pair) >= len(golden.captions) else ''}"
+        stage = f"{separator.choice.one} {sides}{' audio' if max(pair) >= len(golden.captions) else ''}"
         yield stage, "waveform SNR dB", snr(target, found)
         yield stage, "SI-SDR dB", si_sdr(target, found)
 
@@ -103,34 +103,38 @@ def _separation(separator: Separator, golden: Golden) -> Iterator[Measurement]:
 def _hard(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     """Signals on which engines overflow or divide by zero; one run of the whole batch, one of its last row alone."""
     windows, condition = as_float(golden.hard), golden.condition[0]
-    inputs, context = separator.family.features(windows)
-    maps = separator.maps(inputs, condition)
-    found = separator.family.reconstruct(maps, context)
-    alone = separator.separate_windows(windows[-1:], condition)
-    yield "separator", "batch against single, max error", float(np.max(np.abs(alone[0] - found[-1])))
-    mask = maps["mask"]
-    yield "separator", "mask values not finite", float(sum(np.sum(~np.isfinite(values)) for values in maps.values()))
-    yield "separator", "mask below 0 or above 1", float(np.sum((mask < 0) | (mask > 1)))
+    found = separator.separate_windows(windows, condition[None])[0]
+    alone = separator.separate_windows(windows[-1:], condition[None])[0, 0]
+    route = separator.choice.one
+    yield route, "batch against single, max error", float(np.max(np.abs(alone - found[-1])))
+    if route != "waveform":
+        maps = separator.maps(windows, condition)
+        yield route, "mask values not finite", float(sum(np.sum(~np.isfinite(values)) for values in maps.values()))
+        yield route, "mask below 0 or above 1", float(np.sum((maps["mask"] < 0) | (maps["mask"] > 1)))
     for name, wanted, wave in zip(golden.hard_names, golden.hard_target, found, strict=True):
         if np.any(wanted):
-            yield str(name), "hard-signal SNR dB", snr(wanted, wave)
+            yield f"{route} {name}", "hard-signal SNR dB", snr(wanted, wave)
         else:
-            yield str(name), "silence, max output", float(np.max(np.abs(wave)))
+            yield f"{route} {name}", "silence, max output", float(np.max(np.abs(wave)))
 
 
-STAGES: dict[str, Callable[[Separator, Golden], Iterator[Measurement]]] = {
-    "text encoder": _text,
-    "audio encoder": _audio,
-    "separation": _separation,
-    "hard signals": _hard,
-}
+Stage = Callable[[Separator, Golden], Iterator[Measurement]]
+QUERIES: dict[str, Stage] = {"text encoder": _text, "audio encoder": _audio}
+SEPARATION: dict[str, Stage] = {"separation": _separation, "hard signals": _hard}
 
 
-def run_gates(separator: Separator, golden: Golden, progress: Progress) -> tuple[Gate, ...]:
-    """Measure everything with the separator's engine; judges by the precision that it computes in."""
+def run_gates(open_separator: Callable[[str], Separator], routes: Sequence[str], golden: Golden, progress: Progress) -> tuple[Gate, ...]:
+    """Measure the query encoders, and the separation by each of `routes`, with separators of one engine kind and precision."""
+    gates = _run(open_separator(routes[0]), QUERIES, golden, progress)
+    for route in routes:  # the graphs of one route are in memory at a time
+        gates += _run(open_separator(route), SEPARATION, golden, progress)
+    return gates
+
+
+def _run(separator: Separator, stages: dict[str, Stage], golden: Golden, progress: Progress) -> tuple[Gate, ...]:
     gates = []
-    for name, measure in STAGES.items():
-        progress(f"gates on {separator.engine_name}: {name}")
+    for name, measure in stages.items():
+        progress(f"gates on {separator.engine_name}: {name}{f', {separator.choice.one}' if stages is SEPARATION else ''}")
         gates += [judge(*measurement, separator.precision, separator.engine_name) for measurement in measure(separator, golden)]
     return tuple(gates)
 
@@ -152,8 +156,15 @@ def measure(
     golden = load_golden(bundle)
     gates: tuple[Gate, ...] = ()
     for kind in engines:  # one at a time is in memory
-        gates += run_gates(Separator(bundle, kind, device=device, precision=precision), golden, progress)
+        gates += gate_engine(bundle, kind, options, golden, progress)
     return gates
+
+
+def gate_engine(bundle: Bundle, kind: str, options: EngineOptions, golden: Golden, progress: Progress) -> tuple[Gate, ...]:
+    """Run the gates with one engine kind on every route that it can take."""
+    settings = {"device": options.device, "precision": options.precision, "host_code": options.host_code}
+    routes = runnable_routes(bundle, kind, options)
+    return run_gates(lambda route: Separator(bundle, kind, route=route, **settings), routes, golden, progress)
 
 
 def _shown(gate: Gate) -> str:

@@ -10,15 +10,17 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 
 from ..engines.engine import TensorSpec
 from ..runtime.bundle import describe_file
 from ..runtime.errors import ExportError
-from ..runtime.manifest import GraphEntry
+from ..runtime.manifest import FileEntry, GraphEntry
 from .family import GraphSpec
 
 OPSET = 20  # Gelu and LayerNormalization are single operators; TensorRT 10, 11 and RTX parse all that we use of it
@@ -34,6 +36,18 @@ def export_graph(spec: GraphSpec, root: Path, metadata: Mapping[str, Any]) -> Gr
     """
     path = root / "graphs" / f"{spec.name}.onnx"
     path.parent.mkdir(exist_ok=True)
+    model = trace(spec)
+    model.metadata_props.update({key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
+    ir.save(model, path, external_data=f"{path.name}.data")
+    return inspect_graph(root, spec.name, metadata["precision"])
+
+
+def trace(spec: GraphSpec) -> ir.Model:
+    """A module as an ONNX graph in memory, with a symbolic batch.
+
+    Raises:
+        ExportError: the exporter failed.
+    """
     try:
         with _quiet_exporter():
             program = torch.onnx.export(
@@ -44,19 +58,17 @@ def export_graph(spec: GraphSpec, root: Path, metadata: Mapping[str, Any]) -> Gr
                 input_names=list(spec.inputs),
                 dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in spec.inputs),
             )
-            assert program is not None
-            _strip(program.model)
-            _name_outputs(program.model, spec.outputs)
-            program.model.metadata_props.update({key: json.dumps(value, sort_keys=True) for key, value in metadata.items()})
-            program.save(path, external_data=True)
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(
             f"{spec.name} cannot be exported ({str(error).splitlines()[0]}); report it with the versions of torch and onnx"
         ) from error
-    return inspect_graph(root, spec.name, metadata["precision"])
+    assert program is not None
+    _strip(program.model)
+    _name_outputs(program.model, spec.outputs, spec.inner)
+    return program.model
 
 
-def _strip(model: Any) -> None:
+def _strip(model: ir.Model) -> None:
     """Drop the exporter's notes (source paths, stack traces), which name the build machine and make files differ."""
     model.metadata_props.clear()
     model.producer_name, model.producer_version = "clapsep-export", None
@@ -70,14 +82,17 @@ def _strip(model: Any) -> None:
             value.metadata_props.clear()
 
 
-def _name_outputs(model: Any, names: tuple[str, ...]) -> None:
+def _name_outputs(model: ir.Model, names: tuple[str, ...], inner: tuple[str, ...]) -> None:
     """The exporter's own renaming may collide with a value inside (an nn.Embedding makes an "embedding")."""
+    wanted = (*names, *inner)
     for node in model.graph:
         for value in node.outputs:
-            if value.name in names:
+            if value.name in wanted:
                 value.name = f"{value.name}_inner"
-    for value, name in zip(model.graph.outputs, names, strict=True):
+    for value, name in zip(model.graph.outputs, wanted, strict=True):
         value.name = name
+    for _ in inner:
+        model.graph.outputs.pop()
 
 
 @contextlib.contextmanager
@@ -94,8 +109,10 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def inspect_graph(root: Path, name: str, precision: str, fp32_nodes: tuple[str, ...] = ()) -> GraphEntry:
-    """Check a written graph and describe it.
+def inspect_graph(
+    root: Path, name: str, precision: str, fp32_nodes: tuple[str, ...] = (), known: Mapping[str, FileEntry] = MappingProxyType({})
+) -> GraphEntry:
+    """Check a written graph and describe it; `known` files need not be hashed again.
 
     Raises:
         ExportError: a forbidden node, or an interface that is not [batch, fixed …].
@@ -108,10 +125,10 @@ def inspect_graph(root: Path, name: str, precision: str, fp32_nodes: tuple[str, 
     bad = sorted(set(found) & set(FORBIDDEN))
     if bad:
         raise ExportError(f"{relative} has nodes that engines cannot compile ahead of time ({', '.join(bad)}); report it")
-    data = f"{relative}.data"
+    data = _weights_file(model, relative)
     return GraphEntry(
         graph=describe_file(root, relative),
-        data=describe_file(root, data) if (root / data).exists() else None,
+        data=None if data is None else known.get(data) or describe_file(root, data),
         inputs=tuple(_tensor_spec(value, relative) for value in model.graph.input),
         outputs=tuple(_tensor_spec(value, relative) for value in model.graph.output),
         precision=precision,
@@ -119,6 +136,15 @@ def inspect_graph(root: Path, name: str, precision: str, fp32_nodes: tuple[str, 
         nodes=len(model.graph.node),
         fp32_nodes=fp32_nodes,
     )
+
+
+def _weights_file(model: onnx.ModelProto, where: str) -> str | None:
+    """The one file that holds a graph's large weights, relative to the bundle."""
+    external = (entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location")
+    files = {entry.value for entry in external}
+    if len(files) > 1:
+        raise ExportError(f"{where} has weights in {len(files)} files, not in one; report it")
+    return f"graphs/{files.pop()}" if files else None
 
 
 def _tensor_spec(value: onnx.ValueInfoProto, where: str) -> TensorSpec:

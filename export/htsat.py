@@ -133,9 +133,9 @@ class WindowAttention(nn.Module):
         self.register_buffer("bias", None, persistent=False)
 
     def position_bias(self) -> Tensor:
-        """Relative position bias, plus the shift mask: [heads, w², w²] or [windows, heads, w², w²]."""
+        """Relative position bias, plus the shift mask: [heads, w², w²] or [windows · heads, w², w²]."""
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)
-        return bias if self.mask is None else bias + self.mask
+        return bias if self.mask is None else (bias + self.mask).flatten(0, 1)
 
     def fold(self) -> None:
         if self.bias is None:
@@ -145,9 +145,10 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens, dim = x.shape[1:]
-        qkv = self.qkv(x).reshape(-1, self.windows, self.tokens, 3 * dim)
+        qkv = self.qkv(x).reshape(-1, self.tokens, 3 * dim)
         bias = self.position_bias() if self.bias is None else self.bias
-        return self.proj(attend(qkv, self.heads, bias, self.scale).reshape(-1, tokens, dim))
+        windows = 1 if self.mask is None else self.windows
+        return self.proj(attend(qkv, self.heads, bias, self.scale, windows=windows).reshape(-1, tokens, dim))
 
 
 class Mlp(nn.Module):

@@ -14,26 +14,24 @@ from torch.nn import functional as F
 MASKED = -1e3  # additive attention mask: exp() of it is exactly 0 in float32, and float16 holds it with room to spare
 
 
-def attend(qkv: Tensor, heads: int, bias: Tensor | None = None, scale: float = 1.0, queries: int | None = None) -> Tensor:
-    """Multi-head attention over the second-last axis.
+def attend(
+    qkv: Tensor, heads: int, bias: Tensor | None = None, scale: float = 1.0, *, windows: int = 1, queries: int | None = None
+) -> Tensor:
+    """Multi-head attention over the second-last axis: [rows, n, 3 C] (q, k, v side by side) → [rows, queries or n, C].
 
-    `qkv` is [..., n, 3 C] (rows of q, k, v); `bias` broadcasts to [..., heads, n, n]. With `queries` only that many
-    leading positions are computed. Returns [..., queries or n, C].
+    `bias` broadcasts to [rows, heads, n, n], or, where it differs between the windows of an image, is [windows · heads, n, n]
+    for rows in groups of `windows`. With `queries` only that many leading positions are computed. One transpose packs all
+    three and the products are four-dimensional: the form that every engine recognises, with the fewest TensorRT layers.
     """
-    *lead, n, width = qkv.shape
-    lead = [-1, *lead[1:]]
-    size = width // 3 // heads
-    query, key, value = qkv.chunk(3, dim=-1)
-    last = len(lead)  # axes [..., n, heads, size]
-    front = list(range(last))
-    if queries is not None:
-        query = query[..., :queries, :]
-    q = query.reshape(*lead, queries or n, heads, size).permute(*front, last + 1, last, last + 2)
-    k = key.reshape(*lead, n, heads, size).permute(*front, last + 1, last + 2, last)
-    v = value.reshape(*lead, n, heads, size).permute(*front, last + 1, last, last + 2)
-    scores = (q if scale == 1.0 else q * scale) @ k
-    weights = (scores if bias is None else scores + bias).softmax(-1)
-    return (weights @ v).permute(*front, last + 1, last, last + 2).reshape(*lead, queries or n, width // 3)
+    n, size = qkv.shape[1], qkv.shape[2] // 3 // heads
+    if windows == 1:
+        packed = qkv.reshape(-1, n, 3, heads, size).permute(2, 0, 3, 1, 4)
+    else:
+        packed = qkv.reshape(-1, windows, n, 3, heads, size).permute(3, 0, 1, 4, 2, 5).reshape(3, -1, windows * heads, n, size)
+    q = packed[0] if queries is None else packed[0][:, :, :queries]
+    scores = (q if scale == 1.0 else q * scale) @ packed[1].mT
+    attended = (scores if bias is None else scores + bias).softmax(-1) @ packed[2]
+    return attended.reshape(-1, heads, queries or n, size).transpose(1, 2).reshape(-1, queries or n, heads * size)
 
 
 def fold_query_scale(weight: Tensor, bias: Tensor, scale: float) -> None:

@@ -171,7 +171,7 @@ def convert(model: ir.Model, kept: Collection[str]) -> int:
                 node.replace_input_with(i, caster.cast(value, wanted, node))
         if not single:
             _retype(node)
-    _restore_outputs(graph)
+    float32_outputs(graph)
     unused = [name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()]
     for name in unused:
         del graph.initializers[name]
@@ -186,7 +186,7 @@ def _retype(node: ir.Node) -> None:
         node.attributes["to"] = ir.AttrInt64("to", int(HALF))
 
 
-def _restore_outputs(graph: ir.Graph) -> None:
+def float32_outputs(graph: ir.Graph) -> None:
     """A graph's outputs keep their names and float32."""
     for i, value in enumerate(graph.outputs):
         if value.dtype != HALF:
@@ -197,6 +197,18 @@ def _restore_outputs(graph: ir.Graph) -> None:
         assert producer is not None
         graph.insert_after(producer, ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, outputs=[output], name=f"cast_{name}"))
         graph.outputs[i] = output
+
+
+def float32_inputs(graph: ir.Graph) -> None:
+    """A graph's inputs keep their names and are float32."""
+    for value in graph.inputs:
+        if value.dtype != HALF:
+            continue
+        half = ir.Value(name=f"{value.name}_float16", shape=value.shape, type=ir.TensorType(HALF))
+        ir.convenience.replace_all_uses_with(value, half)
+        value.dtype = ir.DataType.FLOAT
+        cast = ir.node("Cast", [value], {"to": int(HALF)}, outputs=[half], name=f"cast_{value.name}")
+        graph.insert_before(graph[0], cast)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def istft(spectrum: Complex, n_fft: int, hop: int, length: int) -> Float32:
 
 
 @lru_cache(maxsize=4)
-def _kernel_2_3(width: int = 7, lowpass: int = 6, rolloff: float = 0.99) -> Float32:
+def resampling_kernel_2_3(width: int = 7, lowpass: int = 6, rolloff: float = 0.99) -> Float32:
     """Taps [3, 16] of the windowed-sinc 2:3 resampler.
 
     The phase term is float32 as in torchaudio, whose output the models were trained on; in float64 it is 1e-4 off.
@@ -82,7 +82,7 @@ def resample_2_3(x: Float32) -> Float32:
     steps = -(-wanted // 3)
     pad = [(0, 0)] * (x.ndim - 1) + [(7, 16)]
     frames = sliding_window_view(np.pad(x, pad), 16, axis=-1)[..., ::2, :][..., :steps, :]
-    return (frames @ _kernel_2_3().T).reshape(*x.shape[:-1], -1)[..., :wanted]
+    return (frames @ resampling_kernel_2_3().T).reshape(*x.shape[:-1], -1)[..., :wanted]
 
 
 def _slaney_mel(hz: Float64) -> Float64:

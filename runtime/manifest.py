@@ -104,7 +104,7 @@ class Manifest:
         """Every file that the manifest vouches for, with or without the plans."""
         graphs = [entry for g in self.graphs.values() for entry in (g.graph, g.data) if entry is not None]
         rest = [entry for entry in (self.tokenizer, self.golden) if entry is not None]
-        return graphs + rest + ([plan.plan for plan in self.plans] if plans else [])
+        return list(dict.fromkeys(graphs + rest + ([plan.plan for plan in self.plans] if plans else [])))  # graphs may share their weights
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

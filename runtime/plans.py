@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from ..engines import EngineOptions, Machine, engine_class
 from .bundle import Bundle
 from .errors import EngineUnavailable
 from .manifest import Plan
+from .routes import ROUTES, available, plan_routes
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -19,12 +21,18 @@ FASTEST = (("tensorrt", "cuda"), ("tensorrt-rtx", "cuda"), ("onnxruntime", "cuda
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs a bundle: engine kind, options, the plan of each graph (None: the ONNX file itself), and a sentence that says why."""
+    """What runs a bundle.
+
+    Engine kind, options, the plan of each graph that is needed (None: the ONNX file itself), a sentence that says why, and the routes
+    (see `routes`) for one query and for several.
+    """
 
     kind: str
     options: EngineOptions
     plans: dict[str, Plan | None]
     why: str
+    one: str
+    several: str
 
 
 def needs_gpu(kind: str, options: EngineOptions) -> bool:
@@ -32,51 +40,71 @@ def needs_gpu(kind: str, options: EngineOptions) -> bool:
     return options.device != "cpu" if kind == AUTO else engine_class(kind).device(options) == "cuda"
 
 
-def choose(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) -> Choice:
-    """The engine for `bundle` on `machine`, checked before anything is loaded.
+def choose(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, route: str | None = None) -> Choice:
+    """The engine for `bundle` on `machine`, checked before anything is loaded; `route` takes the place of the device's usual one.
 
     Raises:
         EngineUnavailable: the kind that was asked for cannot run the bundle here, or with `auto` none can; with reason and repair.
-        BundleError: a plan's file is not there, in full.
+        QueryError: there is no such route.
+        BundleError: a plan's file is not there, in full, or the bundle has no graphs for the route.
     """
     if options.precision == bundle.manifest.graphs["separator"].precision:
         options = replace(options, precision=None)  # asking for what is there anyway
     if kind != AUTO:
-        return Choice(kind, options, check(bundle, kind, options, machine), f"engine {kind} was asked for")
+        return _check(bundle, kind, options, machine, route, f"engine {kind} was asked for")
     refused: list[str] = []
     refusal = EngineUnavailable("there is no such device", "wrong-device")
     for candidate, device in FASTEST:
         if options.device not in (None, device):
             continue
-        chosen = replace(options, device=device)
+        why = f"engine {candidate} on {device}, the first in our order of speed that can run here"
         try:
-            plans = check(bundle, candidate, chosen, machine)
+            choice = _check(bundle, candidate, replace(options, device=device), machine, route, why)
         except EngineUnavailable as error:
             refusal = error
             refused.append(f"{candidate} on {device}: {error.reason}")
             continue
-        why = f"engine {candidate} on {device}, the first in our order of speed that can run here" + (
-            f" ({'; '.join(refused)})" if refused else ""
-        )
-        return Choice(candidate, chosen, plans, why + _unproven(bundle, candidate, plans))
+        return replace(choice, why=choice.why + (f" ({'; '.join(refused)})" if refused else "") + _unproven(bundle, choice))
     raise EngineUnavailable(f"no engine can run {bundle.path} here ({'; '.join(refused)}); run: clapsep-export doctor", refusal.reason)
 
 
-def _unproven(bundle: Bundle, kind: str, plans: dict[str, Plan | None]) -> str:
-    if not any(plans.values()) or kind in {gate.engine.split()[0] for gate in bundle.manifest.gates}:
+def _check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, route: str | None, why: str) -> Choice:
+    graphs = bundle.manifest.graphs
+    one, several = plan_routes(graphs, route, engine_class(kind).device(options), options.precision)
+    plans = check(bundle, kind, options, machine, graphs_of(graphs, one, several))
+    return Choice(kind, options, plans, why, one, several)
+
+
+def runnable_routes(bundle: Bundle, kind: str, options: EngineOptions) -> list[str]:
+    """The routes that an engine kind can take through a bundle; those for which plans are made, where it needs plans."""
+    engine, graphs = engine_class(kind), bundle.manifest.graphs
+    usual = plan_routes(graphs, None, engine.device(options), options.precision)
+    if engine.plans == "required":
+        return list(dict.fromkeys(usual))
+    return [name for name in available(graphs) if not (name == "waveform" and options.precision)]
+
+
+def graphs_of(graphs: Collection[str], *routes: str) -> list[str]:
+    """The graphs that these routes need, after those that belong to no route: the query encoders."""
+    routed = {graph for route in ROUTES.values() for graph in route.graphs}
+    return [graph for graph in graphs if graph not in routed or any(graph in ROUTES[route].graphs for route in routes)]
+
+
+def _unproven(bundle: Bundle, choice: Choice) -> str:
+    if not any(choice.plans.values()) or choice.kind in {gate.engine.split()[0] for gate in bundle.manifest.gates}:
         return ""
-    return f"; its plans could not be verified where they were compiled, clapsep-export verify --engine {kind} does it here"
+    return f"; its plans could not be verified where they were compiled, clapsep-export verify --engine {choice.kind} does it here"
 
 
-def check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine) -> dict[str, Plan | None]:
-    """The plan of every graph, None where the engine kind runs the ONNX file itself.
+def check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, graphs: Iterable[str]) -> dict[str, Plan | None]:
+    """The plan of each of `graphs`, None where the engine kind runs the ONNX file itself.
 
     Raises:
         EngineUnavailable: this kind cannot run the bundle on `machine`.
     """
     engine_class(kind).preflight(options, machine)
     plans, unfit = {}, ""
-    for graph in bundle.manifest.graphs:
+    for graph in graphs:
         plans[graph], said = _find(bundle, graph, kind, options, machine)
         unfit = unfit or said
     if unfit:  # the engine runs all the same, from the ONNX file; only its start is slower

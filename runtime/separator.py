@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import Engine, EngineOptions, open_engine, this_machine
+from ..engines import Engine, EngineOptions, engine_class, open_engine, this_machine
 from .audio import check_rate, check_samples, fit_length, headroom_gain, resample
 from .bundle import Bundle
 from .clap import CROPS
@@ -21,11 +21,13 @@ from .errors import AudioError, QueryError
 from .family import open_family
 from .plans import choose, needs_gpu
 from .query import Clip, Query, QueryEncoder, as_query
+from .routes import ROUTES, MapRoute, Maps
 from .tokenizer import Tokenizer
 from .windows import process_windows
 
 log = logging.getLogger(__name__)
 OVERLAP_SECONDS = 1.0
+Question = Query | str | tuple[Query | str | None, Query | str | None] | Float32
 
 
 class Separator:
@@ -42,6 +44,8 @@ class Separator:
         normalize: override the bundle's rule whether the condition is a unit vector.
         crop: override the bundle's rule for audio queries longer than the model's window: start, center, loudest, average.
         overlap: seconds that neighbouring windows share.
+        batch: windows of a long mixture that one engine call takes; 1 on the CPU by default, as many as plans are made for on a GPU.
+        route: take these graphs (`split`, `waveform` or `fused`; docs/performance.md) and not those that are fastest on the device.
 
     Graphs are loaded when first used. One instance may be shared by threads.
 
@@ -62,16 +66,19 @@ class Separator:
         normalize: bool | None = None,
         crop: str | None = None,
         overlap: float = OVERLAP_SECONDS,
+        batch: int | None = None,
+        route: str | None = None,
     ) -> None:
-        if threads is not None and not (type(threads) is int and threads > 0):
-            raise QueryError(f"threads is {threads!r}; give a positive integer or None")
+        for name, value in (("threads", threads), ("batch", batch)):
+            if value is not None and not (type(value) is int and value > 0):
+                raise QueryError(f"{name} is {value!r}; give a positive integer or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.family = open_family(self.bundle.manifest)
         if crop is not None and crop not in CROPS:
             raise QueryError(f"there is no crop policy '{crop}'; choose one of: {', '.join(CROPS)}")
         self._normalize = normalize
         options = EngineOptions(threads, device, precision, cuda_graph, host_code)
-        self.choice = choose(self.bundle, engine, options, this_machine(needs_gpu(engine, options)))
+        self.choice = choose(self.bundle, engine, options, this_machine(needs_gpu(engine, options)), route)
         log.info("%s", self.choice.why)
         limit = self.family.window_samples / self.family.sample_rate / 2
         if not isinstance(overlap, float | int) or not 0 <= overlap <= limit:
@@ -79,6 +86,9 @@ class Separator:
         self._overlap = round(overlap * self.family.sample_rate)
         self._engines: dict[str, Engine] = {}
         self._lock = Lock()
+        self._routes = {name: ROUTES[name](self.family, self.engine) for name in {self.choice.one, self.choice.several}}
+        on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
+        self._batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
         words = self.bundle.manifest.query.get("words")
         self._queries = QueryEncoder(self.family, lambda: self.tokenizer, self.engine, crop, words)
 
@@ -136,8 +146,7 @@ class Separator:
         windows = check_samples(windows, "the windows")
         if windows.ndim != 2 or windows.shape[1] != self.family.window_samples:
             raise AudioError(f"windows must be [B, {self.family.window_samples}], not {list(windows.shape)}; cut or pad them")
-        inputs, _ = self.family.features(windows)
-        return self.maps(inputs, condition)["mask"]
+        return self.maps(windows, self._checked_condition(condition))["mask"]
 
     def separate(
         self,
@@ -161,36 +170,64 @@ class Separator:
         Raises:
             AudioError, QueryError, EngineError
         """
-        samples, sample_rate = check_samples(mixture, "the mixture"), check_rate(sample_rate, "the mixture")
-        if condition is None:
-            condition = self.condition(positive, negative)
-        elif positive is not None or negative is not None:
+        if condition is not None and (positive is not None or negative is not None):
             raise QueryError("both a condition and a query were given; give one of them")
-        condition = self._checked_condition(condition)
-        gain = np.float32(headroom_gain(samples))  # the model knows mixtures within [-1, 1]
-        channels = [self._separate_channel(channel * gain, sample_rate, condition) for channel in np.atleast_2d(samples)]
-        return (np.stack(channels) / gain).reshape(samples.shape)
+        return self.separate_many(mixture, sample_rate, [(positive, negative) if condition is None else condition])[0]
 
-    def _separate_channel(self, x: Float32, sample_rate: int, condition: Float32) -> Float32:
+    def separate_many(self, mixture: NDArray[Any], sample_rate: int, queries: Sequence[Question]) -> Float32:
+        """Ask one mixture several questions; what does not depend on the question is computed once (the `split` graphs).
+
+        Args:
+            mixture, sample_rate: as for `separate`.
+            queries: K of: a positive query (text or Query), a pair (positive, negative) of which one may be None, or a condition vector.
+
+        Returns:
+            float32 [K, n] or [K, channels, n], in the order of `queries`.
+
+        Raises:
+            AudioError, QueryError, EngineError
+        """
+        samples, sample_rate = check_samples(mixture, "the mixture"), check_rate(sample_rate, "the mixture")
+        if isinstance(queries, str) or not len(queries):
+            raise QueryError("queries must be a list of at least one question; put a single query into a list")
+        conditions = np.stack([self._condition_of(question) for question in queries])
+        gain = np.float32(headroom_gain(samples))  # the model knows mixtures within [-1, 1]
+        channels = [self._separate_channel(channel * gain, sample_rate, conditions) for channel in np.atleast_2d(samples)]
+        return (np.stack(channels, axis=1) / gain).reshape(len(conditions), *samples.shape)
+
+    def _condition_of(self, question: Question) -> Float32:
+        if isinstance(question, np.ndarray):
+            return self._checked_condition(question)
+        positive, negative = question if isinstance(question, tuple) and len(question) == 2 else (question, None)
+        return self._checked_condition(self.condition(positive, negative))  # pyright: ignore[reportArgumentType]
+
+    def _separate_channel(self, x: Float32, sample_rate: int, conditions: Float32) -> Float32:
         at_rate = resample(x, sample_rate, self.family.sample_rate)
-        target = process_windows(
+        targets = process_windows(
             at_rate,
             self.family.window_samples,
             self._overlap,
-            lambda windows: self.separate_windows(windows, condition),
+            lambda windows: self.separate_windows(windows, conditions),
+            len(conditions),
+            self._batch,
         )
-        return fit_length(resample(target, self.family.sample_rate, sample_rate), len(x))
+        return np.stack([fit_length(resample(target, self.family.sample_rate, sample_rate), len(x)) for target in targets])
 
-    def separate_windows(self, windows: Float32, condition: Float32) -> Float32:
-        """Windows [B, window_samples] at the model's rate → target windows of the same shape, no scaling."""
-        inputs, context = self.family.features(windows)
-        return self.family.reconstruct(self.maps(inputs, condition), context)
+    def separate_windows(self, windows: Float32, conditions: Float32) -> Float32:
+        """Windows [B, window_samples] at the model's rate, conditions [K, condition] → targets [K, B, window_samples], no scaling."""
+        return self._routes[self.choice.one if len(conditions) == 1 else self.choice.several].targets(windows, conditions)
 
-    def maps(self, inputs: dict[str, Float32], condition: Float32) -> dict[str, NDArray[Any]]:
-        """Run the separator graph on features [B, …] with one condition for all rows; returns its outputs by name."""
-        batch = len(next(iter(inputs.values())))
-        rows = np.broadcast_to(condition, (batch, len(condition)))
-        return self.engine("separator").run({**inputs, "condition": np.ascontiguousarray(rows)})
+    def maps(self, windows: Float32, condition: Float32) -> Maps:
+        """The network's maps by name, [B, frames, bins] each, for windows [B, window_samples] at the model's rate.
+
+        Raises:
+            QueryError: the route was set to `waveform`, which has no maps outside its graph.
+        """
+        route = self._routes[self.choice.several]
+        if not isinstance(route, MapRoute):
+            raise QueryError(f"the route '{route.name}' gives no masks; leave the route out")
+        inputs, _ = self.family.features(windows)
+        return route.decode(route.encode(inputs), condition)
 
     def _checked_condition(self, condition: NDArray[Any]) -> Float32:
         vector = np.asarray(condition, np.float32)

@@ -17,8 +17,8 @@ from ...runtime.families.clapsep import ClapsepDsp
 from .. import torch_dsp
 from ..checkpoint import DERIVED, Checkpoint, Problems, Tensors
 from ..clap import AudioEncoder, ClapConfig, TextConfig, TextEncoder
-from ..clapsep import Separator, SeparatorConfig
-from ..family import GraphSpec, Model
+from ..clapsep import BackEnd, FrontEnd, RotatingBackEnd, Separator, SeparatorConfig, SeparatorInParts
+from ..family import Cut, GraphSpec, Model, Wrap
 from ..htsat import HtsatConfig
 from ..layers import freeze, merge_lora
 
@@ -276,8 +276,9 @@ class ClapsepModel(Model):
         self, text: TextEncoder, audio: AudioEncoder, separator: Separator, config: SeparatorConfig, dsp: ClapsepDsp, described: About
     ) -> None:
         self.config, self.signal, self.weights = config, dsp, described.weights
-        modules: list[nn.Module] = [freeze(merge_lora(module)) for module in (text, audio, separator)]
-        self.text, self.audio, self.separator = modules
+        for module in (text, audio, separator):
+            freeze(merge_lora(module))
+        self.text, self.audio, self.separator = text, audio, separator
         self.vocabulary = config.clap.text.vocab
         self.variant = {"phase": config.phase, "mask_net": config.mask_net, "lora_rank": config.lora_rank}
         self.dsp = asdict(dsp)
@@ -286,18 +287,42 @@ class ClapsepModel(Model):
         if described.words is not None:
             self.query["words"] = described.words
 
+    @property
+    def maps(self) -> tuple[str, ...]:
+        return ("mask", "mask_cos", "mask_sin") if self.config.phase else ("mask",)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of what the mask decoder takes from the mixture: one value for each FiLM, coarsest first, and the spectrum."""
+        return (*(f"feature_{i}" for i in range(len(self.separator.decoder_model.films))), "spectrum")
+
     def graphs(self) -> list[GraphSpec]:
         ids = torch.full((2, self.config.clap.text.context), 1, dtype=torch.int64)
         ids[:, :3] = torch.tensor([0, 5, 2])
-        magnitude = torch.rand(2, self.signal.frames, self.signal.bins)
         log_mel = torch.rand(2, self.signal.frames, self.signal.n_mels) * 60 - 80
-        condition = torch.randn(2, self.config.condition)
-        maps = ("mask", "mask_cos", "mask_sin") if self.config.phase else ("mask",)
+        inputs = {"magnitude": self._example_map(), "log_mel": log_mel, "condition": torch.randn(2, self.config.condition)}
+        parts = SeparatorInParts(self.separator)
         return [
             GraphSpec("text_encoder", self.text, {"input_ids": ids, "attention_mask": (ids != 1).long()}, ("embedding",)),
             GraphSpec("audio_encoder", self.audio, {"log_mel": log_mel}, ("embedding",)),
-            GraphSpec("separator", self.separator, {"magnitude": magnitude, "log_mel": log_mel, "condition": condition}, maps),
+            GraphSpec("separator", parts, inputs, self.maps, ("film", *self.features)),
         ]
+
+    def derived(self) -> list[Cut | Wrap]:
+        mixture = torch.randn(2, self.signal.window_samples)
+        back = RotatingBackEnd(self.signal) if self.config.phase else BackEnd(self.signal)
+        spectrum = ("real", "imag")
+        before = GraphSpec("before", FrontEnd(self.signal), {"mixture": mixture}, ("magnitude", "log_mel", *spectrum))
+        after = GraphSpec("after", back, {name: self._example_map() for name in (*self.maps, *spectrum)}, ("target",))
+        return [
+            Cut("mixture_encoder", "separator", ("magnitude", "log_mel"), self.features),
+            Cut("film", "separator", ("condition",), ("film",)),
+            Cut("mask_decoder", "separator", (*self.features, "film"), self.maps),
+            Wrap("separator_waveform", "separator", before, after),
+        ]
+
+    def _example_map(self) -> Tensor:
+        return torch.rand(2, self.signal.frames, self.signal.bins)
 
     @torch.inference_mode()
     def query_features(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,0 +1,74 @@
+"""Graphs made out of another: cut out of it, or put between a module before and one after it. They share its weights, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..runtime.manifest import GraphEntry
+from .family import Cut, Wrap
+from .graph import inspect_graph, trace
+from .precision import float32_inputs, float32_outputs
+
+
+def derive(spec: Cut | Wrap, root: Path, sources: Mapping[str, GraphEntry], metadata: Mapping[str, Any]) -> GraphEntry:
+    """Write `root/graphs/NAME.onnx`, whose large weights are those of its source, at the source's precision; returns the manifest's entry.
+
+    Raises:
+        ExportError: the exporter failed, or the graph has nodes that an engine cannot compile.
+    """
+    source = sources[spec.source]
+    path = root / source.graph.file
+    model = _cut(path, spec) if isinstance(spec, Cut) else _wrap(path, spec)
+    own = {"graph": spec.name, "precision": source.precision}
+    model.metadata_props.update({key: json.dumps(value, sort_keys=True) for key, value in {**metadata, **own}.items()})
+    ir.save(model, path.with_name(f"{spec.name}.onnx"))
+    names = {str(node.name) for node in model.graph}
+    kept = tuple(name for name in source.fp32_nodes if name in names)
+    known = {} if source.data is None else {source.data.file: source.data}
+    return inspect_graph(root, spec.name, source.precision, kept, known)
+
+
+def _cut(path: Path, spec: Cut) -> ir.Model:
+    model = ir.load(path)
+    graph = ir.convenience.extract(model.graph, list(spec.inputs), list(spec.outputs))
+    graph.name = spec.name
+    float32_inputs(graph)
+    float32_outputs(graph)
+    return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)
+
+
+def _wrap(path: Path, spec: Wrap) -> ir.Model:
+    model = ir.load(path)
+    parts = (_named(trace(spec.before).graph, "before"), model.graph, _named(trace(spec.after).graph, "after"))
+    inputs: list[ir.Value] = []
+    made: dict[str, ir.Value] = {}
+    for part in parts:
+        for value in part.inputs:
+            if str(value.name) in made:
+                ir.convenience.replace_all_uses_with(value, made[str(value.name)])
+            else:
+                inputs.append(value)
+        made.update({str(value.name): value for value in part.outputs})
+    outputs = list(parts[-1].outputs)
+    nodes, initializers = [node for part in parts for node in part], [value for part in parts for value in part.initializers.values()]
+    for part in parts:
+        part.inputs.clear()
+        part.outputs.clear()
+        part.remove(list(part))
+        part.initializers.clear()
+    graph = ir.Graph(inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=parts[1].opset_imports, name=spec.name)
+    return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)
+
+
+def _named(graph: ir.Graph, prefix: str) -> ir.Graph:
+    """Prefix what is inside a graph, so that no name appears twice when graphs are joined."""
+    outside = {*graph.inputs, *graph.outputs}
+    inside = [value for node in graph for value in node.outputs if value not in outside]
+    for item in (*inside, *list(graph.initializers.values()), *graph):
+        item.name = f"{prefix}_{item.name}"
+    return graph
