@@ -337,7 +337,8 @@ class FrontEnd(nn.Module):
 
     def __init__(self, dsp: ClapsepDsp) -> None:
         super().__init__()
-        self.stft, self.log_mel = Stft(dsp.n_fft, dsp.hop, dsp.bins), LogMel(dsp.front_end)
+        self.stft = Stft(dsp.window_samples, dsp.n_fft, dsp.hop, dsp.bins)
+        self.log_mel = LogMel(dsp.window_samples, dsp.front_end)
 
     def forward(self, mixture: Tensor) -> tuple[Tensor, ...]:
         real, imag = self.stft(mixture)

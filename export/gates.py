@@ -107,7 +107,7 @@ def _hard(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     alone = separator.separate_windows(windows[-1:], condition[None])[0, 0]
     route = separator.choice.one
     yield route, "batch against single, max error", float(np.max(np.abs(alone - found[-1])))
-    if route != "waveform":
+    if route == "fused":
         maps = separator.maps(windows, condition)
         yield route, "mask values not finite", float(sum(np.sum(~np.isfinite(values)) for values in maps.values()))
         yield route, "mask below 0 or above 1", float(np.sum((maps["mask"] < 0) | (maps["mask"] > 1)))

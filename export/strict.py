@@ -165,5 +165,4 @@ class StrictSeparator(Separator):
 
     engine_name, precision = "strict", "fp16"  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
-    def _open(self, graph: str) -> Engine:
-        return StrictEngine(self.bundle.graph(graph), self.choice.options)
+    _open_file = staticmethod(lambda _kind, path, options: StrictEngine(path, options))

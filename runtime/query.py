@@ -8,6 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -76,10 +77,15 @@ class QueryEncoder:
         crop: str | None = None,
         words: Sequence[str] | None = None,
     ) -> None:
-        self._family, self._tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
+        self._family, self._open_tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
         self._words = None if words is None else set(words)  # those that a small model was trained on
         self._cache: OrderedDict[str, Float32] = OrderedDict()
         self._lock = Lock()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Loaded on first use."""
+        return self._open_tokenizer()
 
     def text(self, texts: Sequence[str]) -> Float32:
         """Unit embeddings [n, embedding] of n texts."""
@@ -117,7 +123,7 @@ class QueryEncoder:
 
     def _encode_text(self, text: str) -> Float32:
         self._warn_of_unknown_words(text)
-        tokenizer = self._tokenizer()
+        tokenizer = self.tokenizer
         if tokenizer.truncates(text):
             log.warning(
                 "query of %d characters is longer than %d tokens; only its beginning counts",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,7 +19,7 @@ from .clap import CROPS
 from .dsp import Float32
 from .errors import AudioError, QueryError
 from .family import open_family
-from .plans import choose, needs_gpu
+from .plans import Choice, choose, needs_gpu
 from .query import Clip, Query, QueryEncoder, as_query
 from .routes import ROUTES, MapRoute, Maps
 from .tokenizer import Tokenizer
@@ -28,6 +28,39 @@ from .windows import process_windows
 log = logging.getLogger(__name__)
 OVERLAP_SECONDS = 1.0
 Question = Query | str | tuple[Query | str | None, Query | str | None] | Float32
+
+
+class Engines:
+    """The engine of each graph by its name, loaded on first use after its files have been checked.
+
+    It knows nothing of who calls it, so that engines and their memory go at once when their Separator goes.
+    """
+
+    def __init__(self, bundle: Bundle, choice: Choice, open_file: Callable[[str, Path, EngineOptions], Engine]) -> None:
+        self._bundle, self._choice, self._open_file = bundle, choice, open_file
+        self._engines: dict[str, Engine] = {}
+        self._lock = Lock()
+
+    def __call__(self, graph: str) -> Engine:
+        if graph in self._engines:
+            return self._engines[graph]
+        with self._lock:  # one load at a time; graphs already loaded do not wait
+            if graph not in self._engines:
+                self._engines[graph] = self._open(graph)
+            return self._engines[graph]
+
+    def _open(self, graph: str) -> Engine:
+        plan = self._choice.plans.get(graph)
+        path = self._bundle.graph(graph) if plan is None else self._bundle.file(plan.plan)
+        return self._open_file(self._choice.kind, path, self._choice.options)
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    """A bundle's tokenizer; raises QueryError if it has none."""
+    entry = bundle.manifest.tokenizer
+    if entry is None:
+        raise QueryError(f"{bundle.path} has no tokenizer, so it takes no text queries; give audio queries")
+    return Tokenizer(bundle.file(entry), int(bundle.manifest.query["context"]))
 
 
 class Separator:
@@ -52,6 +85,8 @@ class Separator:
     Raises:
         BundleError, EngineUnavailable, EngineError
     """
+
+    _open_file: Callable[[str, Path, EngineOptions], Engine] = staticmethod(open_engine)
 
     def __init__(
         self,
@@ -84,34 +119,16 @@ class Separator:
         if not isinstance(overlap, float | int) or not 0 <= overlap <= limit:
             raise QueryError(f"an overlap of {overlap} s does not fit the model's window; give 0 to {limit:g} s")
         self._overlap = round(overlap * self.family.sample_rate)
-        self._engines: dict[str, Engine] = {}
-        self._lock = Lock()
+        self.engine = Engines(self.bundle, self.choice, self._open_file)
         self._routes = {name: ROUTES[name](self.family, self.engine) for name in {self.choice.one, self.choice.several}}
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
         self._batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
         words = self.bundle.manifest.query.get("words")
-        self._queries = QueryEncoder(self.family, lambda: self.tokenizer, self.engine, crop, words)
+        self._queries = QueryEncoder(self.family, partial(open_tokenizer, self.bundle), self.engine, crop, words)
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        entry = self.bundle.manifest.tokenizer
-        if entry is None:
-            raise QueryError(f"{self.bundle.path} has no tokenizer, so it takes no text queries; give audio queries")
-        return Tokenizer(self.bundle.file(entry), int(self.bundle.manifest.query["context"]))
-
-    def engine(self, graph: str) -> Engine:
-        """The engine of one graph, loaded on first use after its files have been checked."""
-        if graph in self._engines:
-            return self._engines[graph]
-        with self._lock:  # one load at a time; graphs already loaded do not wait
-            if graph not in self._engines:
-                self._engines[graph] = self._open(graph)
-            return self._engines[graph]
-
-    def _open(self, graph: str) -> Engine:
-        plan = self.choice.plans[graph]
-        path = self.bundle.graph(graph) if plan is None else self.bundle.file(plan.plan)
-        return open_engine(self.choice.kind, path, self.choice.options)
+        return self._queries.tokenizer
 
     @property
     def precision(self) -> str:
