@@ -39,7 +39,7 @@ def test_no_stage_sees_a_bundle_before_it_is_complete(built):
     names = [stage for stage, _ in stages]
     assert names[0] == "fetching the files"
     assert names[-1] == "publishing"
-    assert {"exporting separator", "reference outputs in PyTorch", "gates on onnxruntime: hard signals"} <= set(names)
+    assert {"exporting separator", "reference outputs in PyTorch", "gates on onnxruntime: hard signals, waveform"} <= set(names)
     assert [p.name for p in out.parent.glob(".*")] == []
 
 

@@ -19,7 +19,9 @@ from clapsep.runtime import Bundle, Separator
 from clapsep.runtime.errors import BundleError, ClapsepError, GateError, HashMismatch, InputError, OutputError, SizeMismatch
 
 OPENVINO, RTX = ("openvino", PlanSettings()), ("tensorrt-rtx", PlanSettings(compute_capabilities=("8.6",)))
-GRAPHS = ("text_encoder", "audio_encoder", "separator")
+QUERIES, SPLIT = ("text_encoder", "audio_encoder"), ("mixture_encoder", "film", "mask_decoder")
+GRAPHS = (*QUERIES, *SPLIT)  # of engines on the CPU
+ON_GPU = (*GRAPHS, "separator_waveform")
 
 
 @pytest.fixture
@@ -51,22 +53,22 @@ def state(path):
 def test_the_command_adds_plans_and_proves_them(run, copy):
     graphs = {p: p.read_bytes() for p in (copy / "graphs").iterdir()}
     done = run("clapsep-export", "compile", copy, "--engine", "openvino")
-    assert done.stdout.count("✓") == 24
+    assert done.stdout.count("✓") == 55
     manifest = Bundle.open(copy).manifest
     assert [plan.graph for plan in manifest.plans] == list(GRAPHS)
     assert [plan.plan.file for plan in manifest.plans] == [f for g in GRAPHS for f in plans(copy) if f"/{g}." in f]
     assert {gate.engine for gate in manifest.gates} == {"onnxruntime", "openvino"}
     assert {p: p.read_bytes() for p in (copy / "graphs").iterdir()} == graphs
     run("clapsep-export", "verify", copy, "--engine", "openvino")
-    assert "plan       separator: openvino fp32" in run("clapsep-export", "inspect", copy).stdout
+    assert "plan       mask_decoder: openvino fp32" in run("clapsep-export", "inspect", copy).stdout
 
 
 def test_a_plan_is_what_runs(compiled, tmp_path):
     path = shutil.copytree(compiled, tmp_path / "b.clapsep")
-    (entry,) = (p for p in Bundle.open(path).manifest.plans if (p.graph, p.kind) == ("separator", "openvino"))
+    (entry,) = (p for p in Bundle.open(path).manifest.plans if (p.graph, p.kind) == ("mask_decoder", "openvino"))
     file = path / entry.plan.file
     file.write_bytes(file.read_bytes()[:-9] + bytes(9))
-    with pytest.raises(HashMismatch, match=r"separator\.fp32"):
+    with pytest.raises(HashMismatch, match=r"mask_decoder\.fp32"):
         Separator(path, "openvino").mask(np.zeros((1, 80000)), np.zeros(256, np.float32))
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(SizeMismatch):
@@ -86,22 +88,23 @@ def test_the_same_is_not_compiled_twice(compiled, tmp_path):
 
 def test_unless_somebody_insists(compiled, tmp_path):
     path = shutil.copytree(compiled, tmp_path / "b.clapsep")
-    assert compile_bundle(path, *OPENVINO, quiet, force=True).made == 3
+    assert compile_bundle(path, *OPENVINO, quiet, force=True).made == len(GRAPHS)
     assert plans(path) == plans(compiled)
 
 
 def test_other_settings_are_compiled_beside_and_a_new_library_replaces(compiled, tmp_path, monkeypatch):
     path = shutil.copytree(compiled, tmp_path / "b.clapsep")
-    assert compile_bundle(path, "tensorrt-rtx", PlanSettings(compute_capabilities=("12.0",)), quiet).made == 3
-    assert len(plans(path)) == 9
+    assert compile_bundle(path, "tensorrt-rtx", PlanSettings(compute_capabilities=("12.0",)), quiet).made == len(ON_GPU)
+    everything = len(GRAPHS) + 2 * len(ON_GPU)
+    assert len(plans(path)) == everything
     bundle = Bundle.open(path)
     aged = [
         replace(p, target=replace(p.target, version="1.0"), key="0" + p.key[1:]) if p.kind == "openvino" else p
         for p in bundle.manifest.plans
     ]
     (path / "manifest.json").write_text(replace(bundle.manifest, plans=tuple(aged)).to_json())
-    assert compile_bundle(path, *OPENVINO, quiet).made == 3
-    assert len(Bundle.open(path).manifest.plans) == 9
+    assert compile_bundle(path, *OPENVINO, quiet).made == len(GRAPHS)
+    assert len(Bundle.open(path).manifest.plans) == everything
 
 
 def test_plans_for_gpus_that_are_not_here(run, compiled):
@@ -165,7 +168,7 @@ def test_a_killed_compilation_leaves_the_bundle_and_the_next_one_cleans_up(copy,
     words = ["compile", copy, "--engine", "tensorrt-rtx", "--compute-capability", "8.6"]
     process = start("clapsep-export", *words)
     for line in process.stderr:
-        if "compiling separator" in line:
+        if "compiling mixture_encoder" in line:
             break
     children = []
     while not children:  # the compiler
@@ -181,14 +184,14 @@ def test_a_killed_compilation_leaves_the_bundle_and_the_next_one_cleans_up(copy,
         assert time.monotonic() < deadline, "the compiler outlived the command"
         time.sleep(0.2)
     compile_bundle(copy, *OPENVINO, quiet)
-    assert len(plans(copy)) == 3
+    assert len(plans(copy)) == len(GRAPHS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_compilation_cleans_up(copy, start, number):
     process = start("clapsep-export", "compile", copy, "--engine", "tensorrt-rtx", "--compute-capability", "8.6")
     for line in process.stderr:
-        if "compiling separator" in line:
+        if "compiling mixture_encoder" in line:
             break
     time.sleep(0.5)
     process.send_signal(number)
@@ -221,7 +224,7 @@ def test_compiling_needs_neither_torch_nor_onnx(copy):
     words = ["compile", copy, "--engine", "tensorrt-rtx", "--compute-capability", "8.6"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(plans(copy)) == 3
+    assert len(plans(copy)) == len(ON_GPU)
 
 
 def test_a_plan_never_comes_from_outside_the_bundle(compiled, tmp_path):
@@ -258,7 +261,7 @@ def test_a_processor_with_other_instructions_gets_plans_of_its_own(run, copy):
     run("clapsep-export", "compile", copy, "--engine", "openvino")
     lesser = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     run("clapsep-export", "compile", copy, "--engine", "openvino", env=lesser)
-    assert len(plans(copy)) == 6
+    assert len(plans(copy)) == 2 * len(GRAPHS)
     for environment in (os.environ, lesser):
         run("clapsep-export", "verify", copy, "--engine", "openvino", env=environment)
 
@@ -286,7 +289,7 @@ def test_only_plans_are_swept(copy):
 
 def test_a_damaged_plan_is_compiled_again_and_stops_nobody_else(run, compiled, tmp_path):
     path = shutil.copytree(compiled, tmp_path / "b.clapsep")
-    (entry,) = (p for p in Bundle.open(path).manifest.plans if (p.graph, p.kind) == ("separator", "openvino"))
+    (entry,) = (p for p in Bundle.open(path).manifest.plans if (p.graph, p.kind) == ("mask_decoder", "openvino"))
     (path / entry.plan.file).write_bytes(b"broken")
     Separator(path, "onnxruntime").mask(np.zeros((1, 80000)), np.zeros(256, np.float32))
     with pytest.raises(SizeMismatch):
@@ -317,7 +320,7 @@ def test_those_who_have_opened_superseded_plans_can_still_read_them(compiled, tm
         os.rename(path / old.plan.file, path / new.plan.file)
     (path / "manifest.json").write_text(replace(bundle.manifest, plans=tuple(aged)).to_json())
     reader = Separator(path, "openvino")
-    assert compile_bundle(path, *OPENVINO, quiet).made == 3
+    assert compile_bundle(path, *OPENVINO, quiet).made == len(GRAPHS)
     assert reader.mask(np.zeros((1, 80000)), np.zeros(256, np.float32)).shape[0] == 1
 
 
@@ -325,7 +328,7 @@ def test_building_with_a_kind_that_needs_plans(run, tmp_path):
     out = tmp_path / "b.clapsep"
     run("clapsep-export", "build", out, "--demo", "--engine", "tensorrt-rtx", "--compute-capability", "8.6", "--precision", "fp16")
     manifest = Bundle.open(out).manifest
-    assert [plan.precision for plan in manifest.plans] == ["fp16"] * 3
+    assert [plan.precision for plan in manifest.plans] == ["fp16"] * len(ON_GPU)
     assert {gate.engine for gate in manifest.gates} == {"strict", "onnxruntime"}, "the graphs are proven even if the plans cannot be"
     assert not list(tmp_path.glob(".*"))
 

@@ -21,20 +21,20 @@ def accept(bundle, name):
     text = (bundle / "manifest.json").read_text()
     manifest = json.loads(text)
     entries = [e for g in manifest["graphs"].values() for e in (g["graph"], g["data"])] + [manifest["golden"], manifest["tokenizer"]]
-    (entry,) = (e for e in entries if e["file"] == name)
     content = (bundle / name).read_bytes()
-    entry.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    for entry in (e for e in entries if e["file"] == name):
+        entry.update(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_verify_passes_on_an_honest_bundle(run, demo_bundle):
     before = {p: p.read_bytes() for p in demo_bundle.rglob("*") if p.is_file()}
     done = run("clapsep-export", "verify", demo_bundle)
-    assert done.stdout.count("✓") == 24
+    assert done.stdout.count("✓") == 55
     assert "✗" not in done.stdout
     assert {p: p.read_bytes() for p in demo_bundle.rglob("*") if p.is_file()} == before
     rows = json.loads(run("clapsep-export", "verify", demo_bundle, "--json").stdout)
-    assert len(rows) == 24
+    assert len(rows) == 55
     assert all(row["passed"] for row in rows)
 
 
@@ -49,7 +49,7 @@ def test_verifying_needs_neither_torch_nor_onnx(demo_bundle):
 
 
 @pytest.mark.parametrize(
-    ("graph", "stage"), [("separator", "separator P"), ("audio_encoder", "audio_encoder"), ("text_encoder", "text_encoder")]
+    ("graph", "stage"), [("separator", "fused P"), ("audio_encoder", "audio_encoder"), ("text_encoder", "text_encoder")]
 )
 def test_verify_catches_slightly_wrong_weights(run, copy, graph, stage):
     """One part in a hundred on every weight: no shape, name or hash tells, only the gates do."""
@@ -104,7 +104,7 @@ def test_the_front_end_is_measured_against_an_independent_one(demo_bundle, monke
     from clapsep.runtime.clap import ClapFrontEnd
 
     monkeypatch.setattr(ClapFrontEnd, "_repeat_pad", lambda self, x: np.resize(x, self.clip_samples))
-    gates = run_gates(Separator(demo_bundle), Golden.load(demo_bundle / "golden.npz"), lambda _: None)
+    gates = run_gates(lambda route: Separator(demo_bundle, route=route), ["split"], Golden.load(demo_bundle / "golden.npz"), lambda _: None)
     assert "log-mel error dB" in {gate.metric for gate in gates if not gate.passed}
 
 

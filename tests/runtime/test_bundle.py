@@ -31,6 +31,9 @@ def test_manifest_survives_a_round_trip(demo_bundle):
 def test_a_manifest_holds_the_contract_of_names_axes_and_dtypes(demo_bundle):
     m = Bundle.open(demo_bundle).manifest
     g = m.graphs
+    shapes = ((16, 256), (16, 256), (64, 128), (256, 64), (1024, 32))
+    features = [(f"feature_{i}", "float32", ("batch", *shape)) for i, shape in enumerate(shapes)]
+    features.append(("spectrum", "float32", ("batch", 251, 128)))
     assert {n: [(t.name, t.dtype, t.shape) for t in (*e.inputs, *e.outputs)] for n, e in g.items()} == {
         "text_encoder": [
             ("input_ids", "int64", ("batch", 77)),
@@ -44,7 +47,20 @@ def test_a_manifest_holds_the_contract_of_names_axes_and_dtypes(demo_bundle):
             ("condition", "float32", ("batch", 256)),
             ("mask", "float32", ("batch", 251, 513)),
         ],
+        "mixture_encoder": [
+            ("magnitude", "float32", ("batch", 251, 513)),
+            ("log_mel", "float32", ("batch", 251, 64)),
+            *features,
+        ],
+        "film": [("condition", "float32", ("batch", 256)), ("film", "float32", ("batch", 1472))],
+        "mask_decoder": [*features, ("film", "float32", ("batch", 1472)), ("mask", "float32", ("batch", 251, 513))],
+        "separator_waveform": [
+            ("mixture", "float32", ("batch", 80000)),
+            ("condition", "float32", ("batch", 256)),
+            ("target", "float32", ("batch", 80000)),
+        ],
     }
+    assert len({g[n].data for n in ("separator", "mixture_encoder", "film", "mask_decoder", "separator_waveform")}) == 1, "one file"
     assert all(gate.passed and gate.measured is not None for gate in m.gates)
     assert {"torch", "onnx", "onnxruntime"} <= set(m.toolchain)
 

@@ -13,6 +13,7 @@ from clapsep.runtime.plans import choose
 HERE = this_machine()
 ADA = replace(HERE, cuda="13.0", trouble="", gpus=(Gpu("a card", "8.9", 24 << 30),))
 ANY = EngineOptions()
+GRAPHS = ("text_encoder", "audio_encoder", "mixture_encoder", "film", "mask_decoder", "separator_waveform")  # what a GPU runs
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def target():
     return Target(version, HERE.os, HERE.architecture, cuda="13.0", compute_capabilities=("8.6", "8.9"))
 
 
-def with_plans(bundle, target, precision="fp32", graphs=("text_encoder", "audio_encoder", "separator"), kind="tensorrt-rtx"):
+def with_plans(bundle, target, precision="fp32", graphs=GRAPHS, kind="tensorrt-rtx"):
     plans = tuple(Plan(g, kind, precision, target, "0" * 64, bundle.manifest.golden) for g in graphs)  # any file that is there
     return Bundle(bundle.path, replace(bundle.manifest, plans=plans))
 
@@ -34,13 +35,14 @@ def with_plans(bundle, target, precision="fp32", graphs=("text_encoder", "audio_
 def test_a_plan_for_this_machine_is_taken(bundle, target):
     choice = choose(with_plans(bundle, target), "tensorrt-rtx", ANY, ADA)
     assert (choice.kind, choice.options) == ("tensorrt-rtx", ANY)
-    assert {graph: plan and plan.graph for graph, plan in choice.plans.items()} == {g: g for g in bundle.manifest.graphs}
+    assert {graph: plan and plan.graph for graph, plan in choice.plans.items()} == {g: g for g in GRAPHS}
+    assert (choice.one, choice.several) == ("waveform", "split")
 
 
 def test_of_several_plans_the_newest_that_fits_is_taken(bundle, target):
     plans = [with_plans(bundle, replace(target, compute_capabilities=c)).manifest.plans for c in (("8.9",), ("8.6", "8.9"), ("12.0",))]
     several = Bundle(bundle.path, replace(bundle.manifest, plans=tuple(plan for group in plans for plan in group)))
-    taken = choose(several, "tensorrt-rtx", ANY, ADA).plans["separator"]
+    taken = choose(several, "tensorrt-rtx", ANY, ADA).plans["mask_decoder"]
     assert taken.target.compute_capabilities == ("8.6", "8.9")
 
 
@@ -64,7 +66,7 @@ def test_refusals_have_a_reason_and_name_the_bundle_or_the_machine(bundle, targe
         assert f"run: clapsep-export compile {bundle.path} --engine tensorrt-rtx" in str(refused.value)
 
 
-@pytest.mark.parametrize("plans", [{"graphs": ()}, {"precision": "fp16"}, {"graphs": ("separator",)}])
+@pytest.mark.parametrize("plans", [{"graphs": ()}, {"precision": "fp16"}, {"graphs": GRAPHS[1:]}])
 def test_no_plan(bundle, target, plans):
     with pytest.raises(EngineUnavailable, match="there is no fp32 plan") as refused:
         choose(with_plans(bundle, target, **plans), "tensorrt-rtx", ANY, ADA)
