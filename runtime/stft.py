@@ -65,6 +65,7 @@ class Stft:
     def inverse(self, spectrum: Complex, length: int, *mask: Real) -> Float32:
         """Window-weighted overlap-add: [..., frames, bins] → [..., length], zero where no frame reaches.
 
+        Float32's noise is divided by the window, so hops near n_fft / 2 lose precision in the last samples after the last frame's centre.
         The spectrum is first multiplied by the mask, which is one array of its shape or three: magnitude, cosine and sine.
         """
         if any(part.shape != spectrum.shape for part in mask):
@@ -78,7 +79,7 @@ class Stft:
     def _inverse_row(self, scratch: _InverseScratch, spectrum: Complex, mask: list[Real], out: Float32) -> None:
         frames, half = len(spectrum), self.n_fft // 2
         scale = _inverse_power(frames, self.n_fft, self.hop)
-        scratch.sums[:] = 0
+        scratch.sums[:] = 0  # a call that was interrupted leaves some
         for rows in self._rows(frames):
             scratch.load(spectrum[rows], *(part[rows] for part in mask))
             scratch.overlap_add(rows.stop - rows.start)

@@ -20,12 +20,13 @@ def reference(x, n_fft, hop):
 
 
 def reference_inverse(spectrum, n_fft, hop, length):
-    """Frame by frame in float64: [frames, bins] → [length]."""
+    """Frame by frame in float64: [frames, bins] → [length], and the overlapped windows' power [length]."""
     total, power = np.zeros((2, len(spectrum) * hop + n_fft + length))
     for t, frame in enumerate(np.fft.irfft(spectrum.astype(np.complex128), n_fft)):
         total[t * hop : t * hop + n_fft] += frame * hann(n_fft)
         power[t * hop : t * hop + n_fft] += hann(n_fft) ** 2
-    return (total / np.maximum(power, 1e-11))[n_fft // 2 : n_fft // 2 + length]
+    inside = slice(n_fft // 2, n_fft // 2 + length)
+    return total[inside] / np.maximum(power[inside], 1e-11), power[inside]
 
 
 @st.composite
@@ -51,7 +52,7 @@ def test_forward_equals_the_reference(case):
     np.testing.assert_allclose(found, wanted, atol=1e-6 * (1e-3 + np.max(np.abs(wanted))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(cases(largest_hop=0.5), st.sampled_from([0, 1, 3]), st.sampled_from([np.float32, np.float64, np.float16]))
 def test_inverse_equals_the_reference(case, parts, dtype):
     stft, x = case
@@ -62,12 +63,13 @@ def test_inverse_equals_the_reference(case, parts, dtype):
     found = stft.inverse(spectrum, length, *mask)
     assert (found.dtype, found.shape) == (np.float32, x.shape)
     for row in np.ndindex(x.shape[:-1]):
-        wanted = reference_inverse((spectrum * factor)[row], stft.n_fft, stft.hop, length)
-        np.testing.assert_allclose(found[row], wanted, atol=5e-6)
+        wanted, power = reference_inverse((spectrum * factor)[row], stft.n_fft, stft.hop, length)
+        noise = 1e-6 / np.sqrt(np.maximum(power, 1e-11))  # the last samples may lie under the edge of the last window alone
+        assert np.all(np.abs(found[row] - wanted) <= noise + 5e-6)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(513, 200000), st.sampled_from([160, 256, 320, 512]), st.integers(0, 2**32 - 1))
+@given(st.integers(513, 200000), st.sampled_from([160, 256, 320, 400]), st.integers(0, 2**32 - 1))
 def test_inverse_of_forward_is_the_signal_for_every_length_and_hop(length, hop, seed):
     x = np.random.default_rng(seed).uniform(-1, 1, length).astype(np.float32)
     stft = Stft(1024, hop)
@@ -90,6 +92,20 @@ def test_a_row_of_a_batch_is_that_row_alone(rng):
     assert whole.shape == (2, 3, 11, 513)
     np.testing.assert_array_equal(whole[1, 2], stft.forward(x[1, 2]))
     np.testing.assert_array_equal(stft.inverse(whole, 3200)[1, 2], stft.inverse(whole[1, 2], 3200))
+
+
+def test_an_interrupted_call_leaves_nothing_behind(rng):
+    with mock.patch.object(module, "BLOCK", 4096):
+        stft = Stft(1024, 320)
+        assert stft.block == 4
+    spectrum = stft.forward(rng.standard_normal(9600))
+    wanted, irfft = stft.inverse(spectrum, 9600), np.fft.irfft
+    with (
+        mock.patch.object(np.fft, "irfft", side_effect=[irfft(spectrum[:4]).astype(np.float32), KeyboardInterrupt]),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        stft.inverse(spectrum, 9600)
+    np.testing.assert_array_equal(stft.inverse(spectrum, 9600), wanted)
 
 
 def test_samples_that_no_frame_reaches_are_zero():
