@@ -12,7 +12,7 @@ from .scratch import Pool
 
 
 @lru_cache(maxsize=4)
-def _kernel_2_3(width: int = 7, lowpass: int = 6, rolloff: float = 0.99) -> Float32:
+def resampling_kernel_2_3(width: int = 7, lowpass: int = 6, rolloff: float = 0.99) -> Float32:
     """Taps [3, 16] of the windowed-sinc 2:3 resampler.
 
     The phase term is float32 as in torchaudio, whose output the models were trained on; in float64 it is 1e-4 off.
@@ -35,7 +35,7 @@ class _Resampling:
         self._overlapping = as_strided(self.samples, (self.ROWS, 30), (64, 4), writeable=False)
         self._taps = np.zeros((30, 24), np.float32)
         for step in range(8):
-            self._taps[2 * step : 2 * step + 16, 3 * step : 3 * step + 3] = _kernel_2_3().T
+            self._taps[2 * step : 2 * step + 16, 3 * step : 3 * step + 3] = resampling_kernel_2_3().T
 
     def run(self) -> None:
         for parity in (0, 1):  # a BLAS takes no rows that overlap, but every other one
