@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -95,23 +95,22 @@ class Stft:
 
     @cached_property
     def _forward_scratch(self) -> Pool[_ForwardScratch]:
-        return Pool(lambda: _ForwardScratch(self))
+        return Pool(partial(_ForwardScratch, self.n_fft, self.hop, self.block))  # without self: no cycle, freed at once
 
     @cached_property
     def _inverse_scratch(self) -> Pool[_InverseScratch]:
-        return Pool(lambda: _InverseScratch(self))
+        return Pool(partial(_InverseScratch, self.n_fft, self.hop, self.block))
 
 
 class _ForwardScratch:
     """One block's samples, windowed frames and spectra."""
 
-    def __init__(self, stft: Stft) -> None:
-        n, hop = stft.n_fft, stft.hop
-        self._n_fft, self._hop, self._window = n, hop, hann(n)
-        self._samples = np.empty((stft.block - 1) * hop + n)
-        self._overlapping = as_strided(self._samples, (stft.block, n), (8 * hop, 8), writeable=False)
-        self._frames = np.empty((stft.block, n))
-        self._spectrum = np.empty((stft.block, stft.bins), np.complex128)
+    def __init__(self, n_fft: int, hop: int, block: int) -> None:
+        self._n_fft, self._hop, self._window = n_fft, hop, hann(n_fft)
+        self._samples = np.empty((block - 1) * hop + n_fft)
+        self._overlapping = as_strided(self._samples, (block, n_fft), (8 * hop, 8), writeable=False)
+        self._frames = np.empty((block, n_fft))
+        self._spectrum = np.empty((block, n_fft // 2 + 1), np.complex128)
 
     def transform(self, x: Real, begin: int, n: int) -> NDArray[np.complex128]:
         """Spectra of n frames, the first of which begins at sample `begin`."""
@@ -123,12 +122,12 @@ class _ForwardScratch:
 class _InverseScratch:
     """One block's spectra, frames and their sums, which reach into the next block."""
 
-    def __init__(self, stft: Stft) -> None:
-        self._n_fft, self._hop, self._window = stft.n_fft, stft.hop, hann(stft.n_fft).astype(np.float32)
-        self._spectrum = np.empty((stft.block, stft.bins), np.complex64)
+    def __init__(self, n_fft: int, hop: int, block: int) -> None:
+        self._n_fft, self._hop, self._window = n_fft, hop, hann(n_fft).astype(np.float32)
+        self._spectrum = np.empty((block, n_fft // 2 + 1), np.complex64)
         self._factor = np.empty_like(self._spectrum)
-        self._frames: NDArray[Any] = np.empty((stft.block, stft.n_fft), np.float32)  # numpy's types of irfft know float64 only
-        self.sums = np.zeros((stft.block + -(-stft.n_fft // stft.hop) - 1) * stft.hop, np.float32)
+        self._frames: NDArray[Any] = np.empty((block, n_fft), np.float32)  # numpy's types of irfft know float64 only
+        self.sums = np.zeros((block + -(-n_fft // hop) - 1) * hop, np.float32)
 
     def load(self, spectrum: Complex, magnitude: Real | None = None, *turn: Real) -> None:
         """A block's spectrum · magnitude · (cos + i sin)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,9 +100,9 @@ class Clapsep(Family):
         self.query = decode(QueryRule, manifest.query, "query")
         self.front_end = self.dsp.front_end
         self._stft = Stft(self.dsp.n_fft, self.dsp.hop)
-        self._resampled = Pool(lambda: np.empty(self.query_samples, np.float32))
         self.sample_rate, self.window_samples = self.dsp.sample_rate, self.dsp.window_samples
         self.query_sample_rate, self.query_samples = self.front_end.sample_rate, self.front_end.clip_samples
+        self._resampled = Pool(partial(np.empty, self.query_samples, np.float32))
         self.embedding_size, self.condition_size = self.rule.embedding_size, 2 * self.rule.embedding_size
         self._compare_with_graphs(manifest)
 

@@ -1,10 +1,13 @@
+import gc
 import threading
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
 from clapsep.runtime.clap import ClapFrontEnd
 from clapsep.runtime.families.clapsep import ClapsepDsp
+from clapsep.runtime.family import open_family
 from clapsep.runtime.metrics import snr
 from clapsep.runtime.resampler import resample_2_3
 
@@ -111,6 +114,18 @@ def test_a_second_window_allocates_nothing_but_its_outputs(family, count, names)
     maps = random_maps(context, names)
     used, target = peak(lambda: family.reconstruct(maps, context))
     assert target.nbytes <= used < target.nbytes + BUFFERS
+
+
+def test_a_family_and_its_memory_go_at_once(separator):
+    family = open_family(separator.bundle.manifest)
+    family.reconstruct(random_maps(family.features(windows(family, 1))[1]), family.features(windows(family, 1))[1])
+    watched = [weakref.ref(thing) for thing in (family, family._stft, family._stft._forward_scratch, family.front_end._transform.stft)]
+    gc.disable()
+    try:
+        del family
+        assert [ref() for ref in watched] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_a_mel_transform_longer_than_the_window_is_refused():
