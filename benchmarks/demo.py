@@ -14,8 +14,8 @@ import numpy as np
 import soundfile as sf
 from clapsep.runtime import Bundle
 from clapsep.runtime.audio import read_audio
-from clapsep.runtime.dsp import stft
 from clapsep.runtime.metrics import snr_improvement
+from clapsep.runtime.stft import Stft
 from numpy.typing import NDArray
 
 mpl.use("Agg")
@@ -54,7 +54,7 @@ def picture(path: Path, panels: dict[str, Samples], rate: int, title: str) -> No
     """Spectrograms side by side."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3), sharey=True, layout="constrained")
     for axis, (name, x) in zip(axes, panels.items(), strict=True):
-        level = 20 * np.log10(np.abs(stft(x, 1024, 320)).T + 1e-3)
+        level = 20 * np.log10(np.abs(Stft(1024, 320).forward(x)).T + 1e-3)
         extent = (0, len(x) / rate, 0, rate / 2000)
         axis.imshow(level, origin="lower", aspect="auto", vmin=-35, vmax=35, extent=extent, cmap="magma")
         axis.set(title=name, xlabel="s", ylim=(0, 8))

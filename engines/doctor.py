@@ -21,7 +21,7 @@ from .select import KINDS, engine_class
 from .trial import MACHINE, Trial
 
 TIMEOUT = 180.0  # seconds for one trial; TensorRT compiles the tiny graph in some
-NUMPY = (1, 26)
+NUMPY = (2, 0)
 EVERY_KIND = "all"
 # Distributions of each kind, by their normalised names; the rest of what matters is listed with the machine.
 PACKAGES = {

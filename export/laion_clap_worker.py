@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # imported late, so that a missing package is reported in one
     import numpy as np
 
 TOKENS, DIM, MAX_SAMPLES = 77, 512, 480000
-INSTALL = "pip install 'clapsep-export[reference]' in an environment of its own"
+INSTALL = "pip install 'laion_clap==1.1.7' safetensors in an environment of its own"
 EXPECTED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile)
 # Fixed by construction: a checkpoint may omit them, or hold some that this transformers has not.
 DERIVED = re.compile(r"(melW|stft\.conv_\w+\.weight|position_index|attn_mask|position_ids|batches_tracked)$")

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..runtime.clap import ClapFrontEnd
-from ..runtime.dsp import AMIN, hann, mel_filterbank, resampling_kernel_2_3
+from ..runtime.dsp import AMIN, hann, mel_filterbank
+from ..runtime.resampler import resampling_kernel_2_3
 
 Float64 = NDArray[np.float64]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from .dsp import Float32, log_mel, mel_filterbank, stft
+from .dsp import Float32, mel_filterbank
+from .mel import LogMel
+from .stft import Stft
 
 CROPS = ("start", "center", "loudest", "average")
 
@@ -30,10 +33,14 @@ class ClapFrontEnd:
     def frames(self) -> int:
         return self.clip_samples // self.hop + 1
 
-    def log_mel(self, x: Float32) -> Float32:
-        """[..., samples] at `sample_rate` → [..., frames, n_mels] in dB."""
+    def log_mel(self, x: Float32, out: Float32 | None = None) -> Float32:
+        """[..., samples] at `sample_rate` → [..., frames, n_mels] in dB, written to `out` if given."""
+        return self._transform(x, out)
+
+    @cached_property
+    def _transform(self) -> LogMel:
         filters = mel_filterbank(self.sample_rate, self.n_fft, self.n_mels, self.fmin, self.fmax)
-        return log_mel(stft(x, self.n_fft, self.hop), filters)
+        return LogMel(Stft(self.n_fft, self.hop), filters)
 
     def clips(self, x: Float32, crop: str, *, int16: bool) -> Float32:
         """Bring a mono query at `sample_rate` to clips [k, clip_samples].

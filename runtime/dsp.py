@@ -1,21 +1,19 @@
-"""Short-time Fourier transforms, log-mel spectra and the 2:3 resampler in numpy, as the models were trained with.
-
-Transforms run in float64 inside (numpy is faster and more exact there) and return float32 where an engine wants it.
-"""
+"""What the transforms are made of: the window, mel filters, pieces of signals, small matrix products."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-Complex = NDArray[np.complex128]
+Complex = NDArray[np.complex64]
 
 AMIN = 1e-10  # smallest mel power, -100 dB
+ONE_THREAD = 1 << 18  # multiplications in a product that OpenBLAS does not share out
 
 
 @lru_cache(maxsize=8)
@@ -24,65 +22,24 @@ def hann(n: int) -> Float64:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
 
 
-def stft(x: NDArray[np.floating], n_fft: int, hop: int) -> Complex:
-    """Centred STFT with a periodic Hann window as long as the transform, without normalisation.
+def cut(x: NDArray[np.floating], begin: int, out: NDArray[np.floating]) -> tuple[int, int]:
+    """Copy samples [begin, begin + len(out)) of a signal, which they at least touch.
 
-    `x` is [..., samples] with more than n_fft / 2 samples; the ends are reflected. Returns [..., frames, n_fft / 2 + 1] with
-    frames = samples // hop + 1; frame t is centred on sample t · hop.
+    Returns how many of `out` lie before and after the signal; those are left as they are.
     """
-    pad = [(0, 0)] * (x.ndim - 1) + [(n_fft // 2, n_fft // 2)]
-    frames = sliding_window_view(np.pad(x, pad, mode="reflect"), n_fft, axis=-1)[..., ::hop, :]
-    return np.fft.rfft(frames * hann(n_fft), axis=-1)
+    left, right = max(-begin, 0), max(begin + len(out) - len(x), 0)
+    out[left : len(out) - right] = x[begin + left : begin + len(out) - right]
+    return left, right
 
 
-def _overlap_add(frames: NDArray[np.floating], hop: int) -> Float64:
-    """Sum frames [..., n, size] at multiples of `hop`: [..., (n - 1) · hop + size]."""
-    *lead, n, size = frames.shape
-    blocks = -(-size // hop)
-    padded = np.zeros((*lead, n, blocks * hop))
-    padded[..., :size] = frames
-    padded = padded.reshape(*lead, n, blocks, hop)
-    out = np.zeros((*lead, n + blocks - 1, hop))
-    for b in range(blocks):
-        out[..., b : b + n, :] += padded[..., b, :]
-    return out.reshape(*lead, -1)[..., : (n - 1) * hop + size]
+def multiply_matrices(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None:
+    """a @ b in pieces that a BLAS leaves to the thread that calls it.
 
-
-@lru_cache(maxsize=8)
-def _window_power(n: int, n_fft: int, hop: int) -> Float64:
-    """Overlap-added squared window of n frames, what makes the inverse exact for hops that do not divide the window."""
-    return np.maximum(_overlap_add(np.broadcast_to(hann(n_fft) ** 2, (n, n_fft)), hop), 1e-11)
-
-
-def istft(spectrum: Complex, n_fft: int, hop: int, length: int) -> Float32:
-    """Inverse of `stft`: [..., frames, bins] → [..., length] float32, window-weighted overlap-add."""
-    frames = np.fft.irfft(spectrum, n_fft, axis=-1) * hann(n_fft)
-    total = _overlap_add(frames, hop) / _window_power(frames.shape[-2], n_fft, hop)
-    start = n_fft // 2
-    return np.ascontiguousarray(total[..., start : start + length], dtype=np.float32)
-
-
-@lru_cache(maxsize=4)
-def resampling_kernel_2_3(width: int = 7, lowpass: int = 6, rolloff: float = 0.99) -> Float32:
-    """Taps [3, 16] of the windowed-sinc 2:3 resampler.
-
-    The phase term is float32 as in torchaudio, whose output the models were trained on; in float64 it is 1e-4 off.
+    Waking its other threads takes longer than such products, and milliseconds where an inference engine keeps the cores busy.
     """
-    base = 2 * rolloff
-    phase = (np.arange(0, -3, -1) / 3).astype(np.float32)[:, None]
-    t = np.clip((phase + np.arange(-width, width + 2)[None] / 2) * base, -lowpass, lowpass)
-    taps = np.cos(np.pi * t / lowpass / 2) ** 2 * np.sinc(t) * base / 2
-    return taps.astype(np.float32)
-
-
-def resample_2_3(x: Float32) -> Float32:
-    """Resample by 3/2 (32 to 48 kHz): [..., n] → [..., ceil(3 n / 2)] float32; samples outside are zero."""
-    n = x.shape[-1]
-    wanted = -(-3 * n // 2)
-    steps = -(-wanted // 3)
-    pad = [(0, 0)] * (x.ndim - 1) + [(7, 16)]
-    frames = sliding_window_view(np.pad(x, pad), 16, axis=-1)[..., ::2, :][..., :steps, :]
-    return (frames @ resampling_kernel_2_3().T).reshape(*x.shape[:-1], -1)[..., :wanted]
+    rows = max(1, ONE_THREAD // b.size)
+    for begin in range(0, len(a), rows):
+        np.matmul(a[begin : begin + rows], b, out=out[begin : begin + rows])
 
 
 def _slaney_mel(hz: Float64) -> Float64:
@@ -104,9 +61,3 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int, fmin: float, fmax:
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return (np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])).astype(np.float32)
-
-
-def log_mel(spectrum: Complex, filterbank: Float32) -> Float32:
-    """Log-mel spectrum in dB, 10 log10(max(mel power, 1e-10)): [..., frames, bins] → [..., frames, n_mels] float32."""
-    power = spectrum.real**2 + spectrum.imag**2
-    return (10 * np.log10(np.maximum(power @ filterbank, AMIN))).astype(np.float32)

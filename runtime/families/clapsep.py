@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ from numpy.typing import NDArray
 
 from ..audio import resample
 from ..clap import CROPS, ClapFrontEnd
-from ..dsp import Complex, Float32, istft, resample_2_3, stft
+from ..dsp import Complex, Float32
 from ..errors import QueryError
 from ..family import Family
 from ..manifest import Manifest, decode
+from ..resampler import resample_2_3
+from ..scratch import Pool
+from ..stft import Stft
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,12 @@ class ClapsepDsp:
         sizes = (self.sample_rate, self.window_samples, self.n_fft, self.hop, self.mel_n_fft, self.n_mels)
         if any(type(size) is not int or not 0 < size < 1 << 30 for size in sizes):
             raise ValueError(f"dsp sizes must be positive integers: {self}")
-        if self.window_samples <= self.n_fft or self.hop % 2 or self.sample_rate % 2 or self.window_samples % 2:
+        if (
+            self.window_samples <= max(self.n_fft, self.mel_n_fft * 2 / 3)
+            or self.hop % 2
+            or self.sample_rate % 2
+            or self.window_samples % 2
+        ):
             raise ValueError(f"dsp sizes do not fit together: {self}")
         if not 0 <= self.fmin < self.fmax <= 0.75 * self.sample_rate:
             raise ValueError(f"dsp frequencies do not fit together: {self}")
@@ -90,8 +99,10 @@ class Clapsep(Family):
         self.rule = decode(ConditionRule, manifest.condition, "condition")
         self.query = decode(QueryRule, manifest.query, "query")
         self.front_end = self.dsp.front_end
+        self._stft = Stft(self.dsp.n_fft, self.dsp.hop)
         self.sample_rate, self.window_samples = self.dsp.sample_rate, self.dsp.window_samples
         self.query_sample_rate, self.query_samples = self.front_end.sample_rate, self.front_end.clip_samples
+        self._resampled = Pool(partial(np.empty, self.query_samples, np.float32))
         self.embedding_size, self.condition_size = self.rule.embedding_size, 2 * self.rule.embedding_size
         self._compare_with_graphs(manifest)
 
@@ -113,16 +124,17 @@ class Clapsep(Family):
 
     def features(self, windows: Float32) -> tuple[dict[str, Float32], Complex]:
         """Paper section III-A: magnitude at 32 kHz for the mask net, log-mel at 48 kHz for the encoder."""
-        spectrum = stft(windows, self.dsp.n_fft, self.dsp.hop)
-        log_mel = self.front_end.log_mel(resample_2_3(windows))
-        return {"magnitude": np.abs(spectrum).astype(np.float32), "log_mel": log_mel}, spectrum
+        spectrum = self._stft.forward(windows)
+        log_mel = np.empty((len(windows), self.dsp.frames, self.dsp.n_mels), np.float32)
+        with self._resampled.borrow() as at_rate:
+            for window, row in zip(windows, log_mel, strict=True):
+                self.front_end.log_mel(resample_2_3(window, at_rate), row)
+        return {"magnitude": np.abs(spectrum), "log_mel": log_mel}, spectrum
 
     def reconstruct(self, maps: Mapping[str, NDArray[Any]], context: Complex) -> Float32:
         """Mask times the mixture's spectrum; three-part masks also rotate its phase."""
-        mask: NDArray[Any] = maps["mask"]
-        if "mask_cos" in maps:
-            mask = mask * (maps["mask_cos"] + 1j * maps["mask_sin"])
-        return istft(context * mask, self.dsp.n_fft, self.dsp.hop, self.window_samples)
+        mask = [maps[name] for name in ("mask", "mask_cos", "mask_sin") if name in maps]
+        return self._stft.inverse(context, self.window_samples, *mask)
 
     def condition(self, positive: Float32 | None, negative: Float32 | None, *, normalize: bool | None) -> Float32:
         """Positive and negative embedding side by side, zeros for a missing one, as one unit vector if `normalize`.

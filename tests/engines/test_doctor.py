@@ -160,7 +160,7 @@ def test_tensorrt_packages_of_different_versions_are_found(examined, tmp_path, n
 def test_an_old_numpy_is_found(examined, tmp_path):
     distribution(tmp_path, "numpy", "1.24.0")
     (finding,) = examined("onnxruntime")["findings"]
-    assert (finding["code"], finding["repair"]) == ("old-numpy", "pip install 'numpy>=1.26'")
+    assert (finding["code"], finding["repair"]) == ("old-numpy", "pip install 'numpy>=2.0'")
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime-gpu", "tensorrt", "tensorrt-rtx"])

@@ -12,8 +12,8 @@ import torch
 from clapsep.export.checkpoint import read_checkpoint
 from clapsep.export.families.clapsep import TUNED, ClapsepModel, open_model
 from clapsep.runtime import Separator
-from clapsep.runtime.dsp import resample_2_3
 from clapsep.runtime.metrics import snr
+from clapsep.runtime.resampler import resample_2_3
 from published import CASES, GOLDEN, SEED, SHORT, case, manifest, tensors
 
 pytestmark = pytest.mark.slow
