@@ -77,7 +77,7 @@ def add_plans(
     target = check_request(kind, settings, own)
     options = EngineOptions(precision=None if settings.precision == own else settings.precision)
     device = engine_class(kind).device(options)
-    graphs = graphs_of(bundle.manifest.graphs, *plan_routes(bundle.manifest.graphs, None, device, options.precision))
+    graphs = graphs_of(bundle.manifest.graphs, device, *plan_routes(bundle.manifest.graphs, None, device, options.precision))
     made: list[Path] = []
     known = () if force else bundle.manifest.plans
     try:

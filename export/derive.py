@@ -1,7 +1,8 @@
-"""Graphs made out of another: cut out of it, or put between a module before and one after it. They share its weights, in one file."""
+"""Graphs made out of another, whose weights they share in one file: cut out of it, put between two modules, or traced with other sizes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 import onnx_ir as ir
 
 from ..runtime.manifest import GraphEntry
-from .family import Cut, Wrap
+from .family import Cut, Derived, Variant, Wrap
 from .graph import inspect_graph, trace
-from .precision import float32_inputs, float32_outputs
+from .precision import convert, float32_inputs, float32_outputs
 
 
-def derive(spec: Cut | Wrap, root: Path, sources: Mapping[str, GraphEntry], metadata: Mapping[str, Any]) -> GraphEntry:
+def derive(spec: Derived, root: Path, sources: Mapping[str, GraphEntry], metadata: Mapping[str, Any]) -> GraphEntry:
     """Write `root/graphs/NAME.onnx`, whose large weights are those of its source, at the source's precision; returns the manifest's entry.
 
     Raises:
@@ -23,7 +24,7 @@ def derive(spec: Cut | Wrap, root: Path, sources: Mapping[str, GraphEntry], meta
     """
     source = sources[spec.source]
     path = root / source.graph.file
-    model = _cut(path, spec) if isinstance(spec, Cut) else _wrap(path, spec)
+    model = _make(spec, path, source)
     own = {"graph": spec.name, "precision": source.precision}
     model.metadata_props.update({key: json.dumps(value, sort_keys=True) for key, value in {**metadata, **own}.items()})
     ir.save(model, path.with_name(f"{spec.name}.onnx"))
@@ -31,6 +32,12 @@ def derive(spec: Cut | Wrap, root: Path, sources: Mapping[str, GraphEntry], meta
     kept = tuple(name for name in source.fp32_nodes if name in names)
     known = {} if source.data is None else {source.data.file: source.data}
     return inspect_graph(root, spec.name, source.precision, kept, known)
+
+
+def _make(spec: Derived, path: Path, source: GraphEntry) -> ir.Model:
+    if isinstance(spec, Cut):
+        return _cut(path, spec)
+    return _wrap(path, spec) if isinstance(spec, Wrap) else _vary(path, spec, source)
 
 
 def _cut(path: Path, spec: Cut) -> ir.Model:
@@ -63,6 +70,23 @@ def _wrap(path: Path, spec: Wrap) -> ir.Model:
         part.initializers.clear()
     graph = ir.Graph(inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=parts[1].opset_imports, name=spec.name)
     return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)
+
+
+def _vary(path: Path, spec: Variant, source: GraphEntry) -> ir.Model:
+    model = trace(spec.spec)
+    if source.precision == "fp16":
+        convert(model, source.fp32_nodes)
+    tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
+    stored = {_content(tensor): tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value = stored.get(_content(value.const_value), value.const_value)
+    return model
+
+
+def _content(tensor: ir.TensorProtocol) -> tuple[str, str, str]:
+    """What tells constants apart; the exporter's names may differ from trace to trace."""
+    return str(tensor.dtype), str(tensor.shape), hashlib.sha256(tensor.tobytes()).hexdigest()
 
 
 def _named(graph: ir.Graph, prefix: str) -> ir.Graph:

@@ -50,6 +50,18 @@ class Wrap:
     after: GraphSpec
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A graph that is the module of `source` traced with inputs of another size."""
+
+    name: str
+    source: str
+    spec: GraphSpec
+
+
+Derived = Cut | Wrap | Variant
+
+
 class Model(ABC):
     """A checkpoint as frozen PyTorch modules: what a build exports, and the reference that the gates compare with."""
 
@@ -65,7 +77,7 @@ class Model(ABC):
     def graphs(self) -> list[GraphSpec]:
         """The graphs of a bundle."""
 
-    def derived(self) -> list[Cut | Wrap]:
+    def derived(self) -> list[Derived]:
         """Graphs that are made out of those; none by default."""
         return []
 

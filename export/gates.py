@@ -14,7 +14,7 @@ from ..runtime.dsp import Float32
 from ..runtime.errors import GateError
 from ..runtime.manifest import Gate
 from ..runtime.metrics import cosine, si_sdr, snr
-from ..runtime.plans import choose, runnable_routes
+from ..runtime.plans import SHORT_TEXT, choose, runnable_routes
 from ..runtime.separator import Separator
 from .golden import Golden, as_float, clips_of
 
@@ -66,6 +66,9 @@ def _text(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     if separator.bundle.manifest.tokenizer is not None:
         ids, mask = separator.tokenizer.encode([str(caption) for caption in golden.captions])
         yield stage, "token ids differing", int(np.sum((ids != golden.input_ids) | (mask != golden.attention_mask)))
+        if SHORT_TEXT in separator.choice.plans:
+            found = separator.encode_text([str(caption) for caption in golden.captions])  # they are short
+            yield from _embedding(SHORT_TEXT, golden.text_embedding, found)
     embedding = separator.engine(stage).run(golden.tokens)["embedding"]
     yield from _embedding(stage, golden.text_embedding, embedding)
     wanted, found = (cosine(e[:, None], e[None]) for e in (golden.text_embedding, embedding))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .query import Query
 from .separator import OVERLAP_SECONDS, Separator
 
 EXISTING = click.Path(path_type=Path)
+Job = tuple[Path, list[Path]]
 
 
 def _single(_ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
@@ -26,6 +28,19 @@ def _single(_ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
     if len(values) > 1:
         raise click.UsageError(f"--{parameter.name} was given {len(values)} times; give one text (examples may be several)")
     return values[0] if values else None
+
+
+def _named(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Names become parts of file names."""
+    targets: dict[str, str] = {}
+    for value in values:
+        name, _, text = value.partition("=")
+        if not re.fullmatch(r"[\w-]{1,64}", name) or not text.strip():
+            raise click.UsageError(f"--target {value} is not NAME=TEXT with a name of letters, digits, - and _; give dog='a dog barking'")
+        if name in targets:
+            raise click.UsageError(f"--target {name} was given twice; give each target a name of its own")
+        targets[name] = text
+    return targets
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,6 +54,14 @@ def main() -> None:
 @click.argument("bundle", type=EXISTING)
 @click.argument("mixtures", metavar="MIXTURE...", type=EXISTING, nargs=-1, required=True)
 @click.option("--positive", metavar="TEXT", multiple=True, callback=_single, help="What to extract.")
+@click.option(
+    "--target",
+    "targets",
+    metavar="NAME=TEXT",
+    multiple=True,
+    callback=_named,
+    help="One of several things to extract, each into a file MIXTURE.NAME; the mixture is analysed once.",
+)
 @click.option("--negative", metavar="TEXT", multiple=True, callback=_single, help="What to leave out.")
 @click.option(
     "--positive-audio",
@@ -85,6 +108,7 @@ def separate(
     bundle: Path,
     mixtures: tuple[Path, ...],
     positive: str | None,
+    targets: dict[str, str],
     negative: str | None,
     positive_audio: tuple[Path, ...],
     negative_audio: tuple[Path, ...],
@@ -101,34 +125,39 @@ def separate(
     force: bool,
 ) -> None:
     """Separate each MIXTURE with BUNDLE; rate, length and channels stay as they are."""
-    jobs = _outputs(mixtures, output, force)
+    if targets and (positive or positive_audio):
+        raise InputError("--target was given with --positive or --positive-audio; name that one too, or leave the others out")
+    jobs = _outputs(mixtures, output, tuple(targets), force)
     options: dict[str, Any] = {"device": device, "precision": precision, "cuda_graph": cuda_graph, "threads": threads}
     separator = Separator(bundle, engine, **options, normalize=normalize, crop=crop, overlap=overlap)
     if engine == AUTO:
         click.echo(separator.choice.why, err=True)
-    condition = separator.condition(Query(positive, positive_audio, alpha), Query(negative, negative_audio, alpha))
+    without = Query(negative, negative_audio, alpha)
+    queries = [Query(text) for text in targets.values()] or [Query(positive, positive_audio, alpha)]
+    conditions = [separator.condition(query, without) for query in queries]
     with click.progressbar(jobs, label="separating", file=sys.stderr, item_show_func=_name) as bar:
-        for source, target in bar:
+        for source, outputs in bar:
             mixture = audio.read_audio(source)
-            kind, subtype = audio.output_format(target, mixture)
-            samples = separator.separate(mixture.samples, mixture.sample_rate, condition=condition)
-            _make_directory(target.parent)
-            audio.write_audio(target, samples, mixture.sample_rate, kind, subtype, force=force)
-            click.echo(target)
+            formats = [audio.output_format(target, mixture) for target in outputs]
+            separated = separator.separate_many(mixture.samples, mixture.sample_rate, conditions)
+            for target, samples, (kind, subtype) in zip(outputs, separated, formats, strict=True):
+                _make_directory(target.parent)
+                audio.write_audio(target, samples, mixture.sample_rate, kind, subtype, force=force)
+                click.echo(target)
 
 
-def _name(job: tuple[Path, Path] | None) -> str | None:
+def _name(job: Job | None) -> str | None:
     return None if job is None else str(job[0])
 
 
-def _outputs(mixtures: tuple[Path, ...], output: Path, force: bool) -> list[tuple[Path, Path]]:
-    """(source, target) of every mixture; everything that can be refused is refused before anything is computed."""
-    into = output.is_dir() or len(mixtures) > 1 or not output.suffix
+def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], force: bool) -> list[Job]:
+    """Every mixture with the files of its targets; everything that can be refused is refused before anything is computed."""
+    into = output.is_dir() or len(mixtures) > 1 or bool(names) or not output.suffix
     if into and not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in audio.FORMATS):
-        raise InputError(f"{output} cannot be the directory for {len(mixtures)} outputs; give a directory")
-    jobs = [(source, output / source.name if into else output) for source in mixtures]
-    targets = [target for _, target in jobs]
-    for source, target in jobs:
+        raise InputError(f"{output} cannot be the directory for {len(mixtures) * max(len(names), 1)} outputs; give a directory")
+    jobs = [(source, _files(source, names, output) if into else [output]) for source in mixtures]
+    targets = [target for _, outputs in jobs for target in outputs]
+    for source, target in ((source, target) for source, outputs in jobs for target in outputs):
         if not source.is_file():
             raise InputError(f"{source} is not a file; check the path")
         if target.exists() and source.exists() and target.samefile(source):
@@ -142,6 +171,11 @@ def _outputs(mixtures: tuple[Path, ...], output: Path, force: bool) -> list[tupl
         if target.suffix.lower() not in audio.FORMATS:
             raise InputError(f"{target} has no known audio extension; use one of: {' '.join(audio.FORMATS)}")
     return jobs
+
+
+def _files(source: Path, names: tuple[str, ...], folder: Path) -> list[Path]:
+    """`street.wav` becomes `street.wav`, or `street.dog.wav` and so on for named targets."""
+    return [folder / f"{source.stem}.{name}{source.suffix}" for name in names] or [folder / source.name]
 
 
 def _make_directory(output: Path) -> None:

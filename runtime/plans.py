@@ -15,6 +15,7 @@ from .routes import ROUTES, available, plan_routes
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
+SHORT_TEXT = "text_encoder_short"
 # Fastest first. On the CPU this is measured (benchmarks/results/precision.json); among the GPU kinds it is NVIDIA's word, not ours.
 FASTEST = (("tensorrt", "cuda"), ("tensorrt-rtx", "cuda"), ("onnxruntime", "cuda"), ("openvino", "cpu"), ("onnxruntime", "cpu"))
 
@@ -62,17 +63,20 @@ def choose(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, 
             choice = _check(bundle, candidate, replace(options, device=device), machine, route, why)
         except EngineUnavailable as error:
             refusal = error
-            refused.append(f"{candidate} on {device}: {error.reason}")
+            refused.append(f"{candidate} on {device} ({error.reason})")
             continue
-        return replace(choice, why=choice.why + (f" ({'; '.join(refused)})" if refused else "") + _unproven(bundle, choice))
-    raise EngineUnavailable(f"no engine can run {bundle.path} here ({'; '.join(refused)}); run: clapsep-export doctor", refusal.reason)
+        return replace(choice, why=choice.why + (f"; not {', '.join(refused)}" if refused else "") + _unproven(bundle, choice))
+    raise EngineUnavailable(f"no engine can run {bundle.path} here, not {', '.join(refused)}; run: clapsep-export doctor", refusal.reason)
 
 
 def _check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, route: str | None, why: str) -> Choice:
     graphs = bundle.manifest.graphs
-    one, several = plan_routes(graphs, route, engine_class(kind).device(options), options.precision)
-    plans = check(bundle, kind, options, machine, graphs_of(graphs, one, several))
-    return Choice(kind, options, plans, why, one, several)
+    device = engine_class(kind).device(options)
+    one, several = plan_routes(graphs, route, device, options.precision)
+    plans = check(bundle, kind, options, machine, graphs_of(graphs, device, one, several))
+    return Choice(
+        kind, options, plans, f"{why}, by the route {one}" + (f" ({several} for several queries)" if one != several else ""), one, several
+    )
 
 
 def runnable_routes(bundle: Bundle, kind: str, options: EngineOptions) -> list[str]:
@@ -84,9 +88,11 @@ def runnable_routes(bundle: Bundle, kind: str, options: EngineOptions) -> list[s
     return [name for name in available(graphs) if not (name == "waveform" and options.precision)]
 
 
-def graphs_of(graphs: Collection[str], *routes: str) -> list[str]:
+def graphs_of(graphs: Collection[str], device: str, *routes: str) -> list[str]:
     """The graphs that these routes need, after those that belong to no route: the query encoders."""
     routed = {graph for route in ROUTES.values() for graph in route.graphs}
+    if device != "cpu":
+        routed.add(SHORT_TEXT)  # a GPU gains less from it than its weights would take up once more
     return [graph for graph in graphs if graph not in routed or any(graph in ROUTES[route].graphs for route in routes)]
 
 

@@ -76,8 +76,10 @@ class QueryEncoder:
         engine: Callable[[str], Engine],
         crop: str | None = None,
         words: Sequence[str] | None = None,
+        short_context: int = 0,
     ) -> None:
         self._family, self._open_tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
+        self._short_context = short_context  # tokens that the graph for short texts takes; 0 if there is none
         self._words = None if words is None else set(words)  # those that a small model was trained on
         self._cache: OrderedDict[str, Float32] = OrderedDict()
         self._lock = Lock()
@@ -131,7 +133,11 @@ class QueryEncoder:
                 tokenizer.context,
             )
         ids, mask = tokenizer.encode([text])
-        return self._engine("text_encoder").run({"input_ids": ids, "attention_mask": mask})["embedding"][0]
+        n = self._short_context
+        short = bool(n) and not mask[:, n:].any()  # padding is masked, so leaving it out changes nothing
+        engine = self._engine("text_encoder_short" if short else "text_encoder")
+        inputs = {"input_ids": ids[:, :n], "attention_mask": mask[:, :n]} if short else {"input_ids": ids, "attention_mask": mask}
+        return engine.run({name: np.ascontiguousarray(value) for name, value in inputs.items()})["embedding"][0]
 
     def _audio(self, clip: Clip) -> Float32:
         if isinstance(clip, str | Path):

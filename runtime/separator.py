@@ -19,7 +19,7 @@ from .clap import CROPS
 from .dsp import Float32
 from .errors import AudioError, QueryError
 from .family import open_family
-from .plans import Choice, choose, needs_gpu
+from .plans import SHORT_TEXT, Choice, choose, needs_gpu
 from .query import Clip, Query, QueryEncoder, as_query
 from .routes import ROUTES, MapRoute, Maps
 from .tokenizer import Tokenizer
@@ -124,7 +124,7 @@ class Separator:
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
         self._batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
         words = self.bundle.manifest.query.get("words")
-        self._queries = QueryEncoder(self.family, partial(open_tokenizer, self.bundle), self.engine, crop, words)
+        self._queries = QueryEncoder(self.family, partial(open_tokenizer, self.bundle), self.engine, crop, words, self._short_context())
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -211,6 +211,10 @@ class Separator:
         gain = np.float32(headroom_gain(samples))  # the model knows mixtures within [-1, 1]
         channels = [self._separate_channel(channel * gain, sample_rate, conditions) for channel in np.atleast_2d(samples)]
         return (np.stack(channels, axis=1) / gain).reshape(len(conditions), *samples.shape)
+
+    def _short_context(self) -> int:
+        entry = self.bundle.manifest.graphs.get(SHORT_TEXT) if SHORT_TEXT in self.choice.plans else None
+        return int(entry.inputs[0].shape[1]) if entry else 0
 
     def _condition_of(self, question: Question) -> Float32:
         if isinstance(question, np.ndarray):

@@ -18,11 +18,12 @@ from .. import torch_dsp
 from ..checkpoint import DERIVED, Checkpoint, Problems, Tensors
 from ..clap import AudioEncoder, ClapConfig, TextConfig, TextEncoder
 from ..clapsep import BackEnd, FrontEnd, RotatingBackEnd, Separator, SeparatorConfig, SeparatorInParts
-from ..family import Cut, GraphSpec, Model, Wrap
+from ..family import Cut, Derived, GraphSpec, Model, Variant, Wrap
 from ..htsat import HtsatConfig
 from ..layers import freeze, merge_lora
 
 FAMILY = "clapsep"
+SHORT = 16  # tokens: most captions fit, and a quarter of the full context takes a quarter of the time
 TUNED = re.compile(r"^audio_branch\..*(\.lora_[AB]|\.attn\.(qkv|proj)\.bias)$")
 
 # In the files, not in the model: CLAP's classifier and the transforms that retrieval uses.
@@ -297,29 +298,33 @@ class ClapsepModel(Model):
         return (*(f"feature_{i}" for i in range(len(self.separator.decoder_model.films))), "spectrum")
 
     def graphs(self) -> list[GraphSpec]:
-        ids = torch.full((2, self.config.clap.text.context), 1, dtype=torch.int64)
-        ids[:, :3] = torch.tensor([0, 5, 2])
         log_mel = torch.rand(2, self.signal.frames, self.signal.n_mels) * 60 - 80
         inputs = {"magnitude": self._example_map(), "log_mel": log_mel, "condition": torch.randn(2, self.config.condition)}
         parts = SeparatorInParts(self.separator)
         return [
-            GraphSpec("text_encoder", self.text, {"input_ids": ids, "attention_mask": (ids != 1).long()}, ("embedding",)),
+            self._text_encoder(self.config.clap.text.context),
             GraphSpec("audio_encoder", self.audio, {"log_mel": log_mel}, ("embedding",)),
             GraphSpec("separator", parts, inputs, self.maps, ("film", *self.features)),
         ]
 
-    def derived(self) -> list[Cut | Wrap]:
+    def derived(self) -> list[Derived]:
         mixture = torch.randn(2, self.signal.window_samples)
         back = RotatingBackEnd(self.signal) if self.config.phase else BackEnd(self.signal)
         spectrum = ("real", "imag")
         before = GraphSpec("before", FrontEnd(self.signal), {"mixture": mixture}, ("magnitude", "log_mel", *spectrum))
         after = GraphSpec("after", back, {name: self._example_map() for name in (*self.maps, *spectrum)}, ("target",))
         return [
+            Variant("text_encoder_short", "text_encoder", self._text_encoder(SHORT)),
             Cut("mixture_encoder", "separator", ("magnitude", "log_mel"), self.features),
             Cut("film", "separator", ("condition",), ("film",)),
             Cut("mask_decoder", "separator", (*self.features, "film"), self.maps),
             Wrap("separator_waveform", "separator", before, after),
         ]
+
+    def _text_encoder(self, context: int) -> GraphSpec:
+        ids = torch.full((2, context), 1, dtype=torch.int64)
+        ids[:, :3] = torch.tensor([0, 5, 2])
+        return GraphSpec("text_encoder", self.text, {"input_ids": ids, "attention_mask": (ids != 1).long()}, ("embedding",))
 
     def _example_map(self) -> Tensor:
         return torch.rand(2, self.signal.frames, self.signal.bins)

@@ -40,6 +40,11 @@ def test_a_manifest_holds_the_contract_of_names_axes_and_dtypes(demo_bundle):
             ("attention_mask", "int64", ("batch", 77)),
             ("embedding", "float32", ("batch", 128)),
         ],
+        "text_encoder_short": [
+            ("input_ids", "int64", ("batch", 16)),
+            ("attention_mask", "int64", ("batch", 16)),
+            ("embedding", "float32", ("batch", 128)),
+        ],
         "audio_encoder": [("log_mel", "float32", ("batch", 251, 64)), ("embedding", "float32", ("batch", 128))],
         "separator": [
             ("magnitude", "float32", ("batch", 251, 513)),

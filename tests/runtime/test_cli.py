@@ -77,6 +77,12 @@ def failures(tmp_path, wav, demo):
         "two texts": ([demo, good, *ask, "--positive", "wind", "-o", out], 2, ["--positive was given 2 times"]),
         "file as directory": ([demo, good, good, *ask, "-o", out], 2, ["give a directory"]),
         "stdout": ([demo, good, *ask, "-o", "-"], 2, ["give a directory"]),
+        "nameless target": ([demo, good, "--target", "a dog", "-o", out], 2, ["--target a dog is not NAME=TEXT"]),
+        "target of nothing": ([demo, good, "--target", "dog= ", "-o", out], 2, ["is not NAME=TEXT"]),
+        "target as a path": ([demo, good, "--target", "../dog=a dog", "-o", out], 2, ["is not NAME=TEXT"]),
+        "target twice": ([demo, good, "--target", "dog=a", "--target", "dog=b", "-o", out], 2, ["dog was given twice"]),
+        "target beside positive": ([demo, good, *ask, "--target", "dog=a dog", "-o", tmp_path / "dir"], 2, ["--target was given with"]),
+        "targets into a file": ([demo, good, "--target", "dog=a dog", "-o", out], 2, ["give a directory"]),
         "missing query audio": ([demo, good, "--positive-audio", tmp_path / "q.wav", "-o", out], 2, ["q.wav"]),
     }
 
@@ -102,8 +108,38 @@ NAMES = [
     "two texts",
     "file as directory",
     "stdout",
+    "nameless target",
+    "target of nothing",
+    "target as a path",
+    "target twice",
+    "target beside positive",
+    "targets into a file",
     "missing query audio",
 ]
+
+
+def test_named_targets(run, demo_bundle, wav, tmp_path):
+    """Each is what asking for it alone gives."""
+    targets = ["--target", "rain=rain on a roof", "--target", "dog=a dog barking", "--negative", "wind"]
+    done = run("clapsep", "separate", demo_bundle, wav("a.wav"), wav("b.flac", channels=2), *targets, "-o", tmp_path / "dir")
+    names = ["a.rain.wav", "a.dog.wav", "b.rain.flac", "b.dog.flac"]
+    assert done.stdout.split() == [str(tmp_path / "dir" / name) for name in names]
+    run(
+        "clapsep",
+        "separate",
+        demo_bundle,
+        tmp_path / "a.wav",
+        "--positive",
+        "a dog barking",
+        "--negative",
+        "wind",
+        "-o",
+        tmp_path / "o.wav",
+    )
+    assert (tmp_path / "dir/a.dog.wav").read_bytes() == (tmp_path / "o.wav").read_bytes()
+    assert sf.info(tmp_path / "dir/b.rain.flac").channels == 2
+    done = run("clapsep", "separate", demo_bundle, tmp_path / "a.wav", *targets, "-o", tmp_path / "dir", code=2)
+    assert "a.rain.wav exists" in done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

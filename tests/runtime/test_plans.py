@@ -86,16 +86,16 @@ def test_auto_takes_the_fastest_that_passes_and_says_why(bundle, target):
     cpu = replace(HERE, cuda=None, trouble="there is no NVIDIA driver", gpus=())
     choice = choose(bundle, "auto", ANY, cpu)
     assert (choice.kind, choice.options.device) == ("openvino", "cpu")
-    assert "tensorrt-rtx on cuda: no-driver" in choice.why
+    assert "not tensorrt on cuda (not-installed), tensorrt-rtx on cuda (no-driver)" in choice.why
     gpu = choose(with_plans(bundle, target), "auto", ANY, ADA)
     assert gpu.kind == "tensorrt-rtx"
-    assert "our order of speed that can run here (tensorrt on cuda: not-installed)" in gpu.why
+    assert "can run here, by the route waveform (split for several queries); not tensorrt on cuda (not-installed);" in gpu.why
     assert "its plans could not be verified where" in gpu.why
     assert choose(with_plans(bundle, target), "auto", EngineOptions(device="cpu"), ADA).kind == "openvino"
 
 
 def test_auto_without_anything(bundle):
-    with pytest.raises(EngineUnavailable, match=r"no engine can run .*tensorrt on cuda: .*clapsep-export doctor") as refused:
+    with pytest.raises(EngineUnavailable, match=r"no engine can run .* here, not tensorrt on cuda \(.*clapsep-export doctor") as refused:
         choose(bundle, "auto", EngineOptions(device="cuda"), replace(HERE, cuda=None, trouble="", gpus=()))
     assert refused.value.reason == "no-driver"
 
