@@ -30,7 +30,7 @@ from clapsep.runtime.metrics import snr
 from environment import describe
 from numpy.typing import NDArray
 from official import Official, naive_export, read_official
-from torch.utils.flop_counter import FlopCounterMode
+from work import work
 
 Array = NDArray[Any]
 CAPTION = "a dog barking"
@@ -215,25 +215,6 @@ def measure(peers: list[Peer], rounds: int) -> tuple[dict[str, dict[str, list[fl
     return seconds, quality
 
 
-def operations(models: Official, x: Inputs) -> dict[str, float]:
-    """Floating-point operations of the network and of the encoders, as PyTorch counts them."""
-    found = {}
-    network = {name: torch.from_numpy(value) for name, value in x.network.items()}
-    tokens = {name: torch.from_numpy(value) for name, value in x.tokens.items()}
-    calls: dict[str, Callable[[], Any]] = {
-        "network": lambda: models.separator.network(**network),
-        "text": lambda: models.text(**tokens),
-        "audio query": lambda: models.audio.network(torch.from_numpy(x.clip)),
-    }
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not look into fused transformer layers
-    for name, call in calls.items():
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            call()
-        found[name] = float(counter.get_total_flops())
-    torch.backends.mha.set_fastpath_enabled(True)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -248,7 +229,6 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     bundle, models = Bundle.open(args.bundle), read_official(args.clap, args.checkpoint)
     x = inputs_of(Separator(bundle))
-    flop = operations(models, x)
     with tempfile.TemporaryDirectory() as folder:
         peers = [*products(args.device), *naive(models, x, Path(folder), args.threads, args.device)]
         peers = [*peers[:-1], *eager(models, x, args.device), peers[-1]]
@@ -265,7 +245,7 @@ def main() -> None:
     result = {
         "environment": describe(),
         "about": about,
-        "operations": {**flop, "product": product},
+        "operations": {"product": product, **{name: sum(work(bundle.graph(name))["operations"].values()) for name in graphs}},
         "seconds": seconds,
         "snr_db": {task: {name: value if np.isfinite(value) else None for name, value in row.items()} for task, row in quality.items()},
     }

@@ -24,7 +24,7 @@ def quiet_rounds(result: dict[str, Any]) -> list[int]:
 
 def floors(result: dict[str, Any], rounds: list[int]) -> dict[str, float]:
     """Seconds that the network's operations take at the rate of the measured products, by type."""
-    work, product = result["operations"]["network"], result["operations"]["product"]
+    work, product = result["operations"]["separator"], result["operations"]["product"]
     return {kind: float(np.median(np.array(row)[rounds])) * work / product for kind, row in result["seconds"]["product"].items()}
 
 

@@ -1,0 +1,105 @@
+"""What a bundle's graphs have to do for one row: operations in products, bytes of weights and activations, launches; and floors from rates.
+
+Usage: python benchmarks/work.py BUNDLE.clapsep [--half TFLOP/S] [--single TFLOP/S] [--bandwidth TB/S] [--json FILE]
+
+Counted from the ONNX files; nothing is run. The default rates are an H200's data sheet: 989 TFLOP/s dense float16, 67 float32, 4.8 TB/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+from clapsep.runtime import Bundle
+from onnx import TensorProto, helper, shape_inference
+
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+FREE = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "Constant")  # no kernel of their own in a compiled graph
+HALF = 2
+
+
+def shapes_of(graph: onnx.GraphProto) -> dict[str, tuple[list[int], int]]:
+    """Shape with batch 1, and bytes of an element, of every value."""
+    values = [*graph.input, *graph.output, *graph.value_info]
+    found = {v.name: ([d.dim_value or 1 for d in v.type.tensor_type.shape.dim], _bytes(v.type.tensor_type.elem_type)) for v in values}
+    return found | {t.name: (list(t.dims), _bytes(t.data_type)) for t in graph.initializer}
+
+
+def _bytes(kind: int) -> int:
+    return helper.tensor_dtype_to_np_dtype(kind).itemsize if kind != TensorProto.UNDEFINED else 4
+
+
+def work(path: Path) -> dict[str, Any]:
+    """Operations by the width of the type that they are done in, weights, activations, and kernels before any fusion."""
+    graph = shape_inference.infer_shapes(onnx.load(path, load_external_data=False)).graph
+    shapes, weights = shapes_of(graph), {t.name for t in graph.initializer}
+    operations: Counter[str] = Counter()
+    moved = around_products = 0
+    for node in graph.node:
+        names = [name for name in (*node.input, *node.output) if name in shapes and name not in weights]
+        size = sum(math.prod(shapes[name][0]) * shapes[name][1] for name in names)
+        moved += 0 if node.op_type in FREE else size
+        if node.op_type in PRODUCTS:
+            around_products += size
+            inner = shapes[node.input[0]][0][-1]
+            kind = "half" if shapes[node.output[0]][1] == HALF else "single"
+            operations[kind] += 2 * math.prod(shapes[node.output[0]][0]) * inner
+    kinds = Counter(node.op_type for node in graph.node)
+    used = {name for node in graph.node for name in node.input} & weights
+    return {
+        "nodes": len(graph.node),
+        "products": sum(kinds[kind] for kind in PRODUCTS),
+        "kernels unfused": sum(count for kind, count in kinds.items() if kind not in FREE),
+        "operations": dict(operations),
+        "weight bytes": sum(math.prod(shapes[name][0]) * shapes[name][1] for name in used),
+        "activation bytes": moved,
+        "activation bytes around products": around_products,
+    }
+
+
+def floor(row: dict[str, Any], half: float, single: float, bandwidth: float) -> dict[str, float]:
+    """Milliseconds: arithmetic, weights read once, and activations if only products touch memory, or every node does."""
+    operations = row["operations"]
+    arithmetic = operations.get("half", 0) / half / 1e12 + operations.get("single", 0) / single / 1e12
+    return {
+        "arithmetic": 1e3 * arithmetic,
+        "weights": 1e3 * row["weight bytes"] / bandwidth / 1e12,
+        "activations, fused": 1e3 * row["activation bytes around products"] / bandwidth / 1e12,
+        "activations, unfused": 1e3 * row["activation bytes"] / bandwidth / 1e12,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--half", type=float, default=989)
+    parser.add_argument("--single", type=float, default=67)
+    parser.add_argument("--bandwidth", type=float, default=4.8)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    bundle = Bundle.open(args.bundle)
+    rows = {name: work(bundle.graph(name)) for name in bundle.manifest.graphs}
+    for row in rows.values():
+        row["floor ms"] = floor(row, args.half, args.single, args.bandwidth)
+    print(
+        "| graph | nodes | products | GFLOP half / single | weights MB | activations MB, fused / not | floor ms: arithmetic, weights, activations |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        flop, ms = row["operations"], row["floor ms"]
+        cells = [row["nodes"], row["products"], f"{flop.get('half', 0) / 1e9:.2f} / {flop.get('single', 0) / 1e9:.2f}"]
+        cells += [f"{row['weight bytes'] / 1e6:.0f}", f"{row['activation bytes around products'] / 1e6:.0f} / {row['activation bytes'] / 1e6:.0f}"]
+        cells += [f"{ms['arithmetic']:.3f}, {ms['weights']:.3f}, {ms['activations, fused']:.3f} to {ms['activations, unfused']:.3f}"]
+        print(f"| `{name}` | {' | '.join(map(str, cells))} |")
+    if args.json:
+        rates = {"half": args.half, "single": args.single, "bandwidth": args.bandwidth}
+        args.json.write_text(json.dumps({"bundle": args.bundle.name, "rates": rates, "graphs": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
