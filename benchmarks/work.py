@@ -74,6 +74,26 @@ def floor(row: dict[str, Any], half: float, single: float, bandwidth: float) -> 
     }
 
 
+def show(rows: dict[str, dict[str, Any]]) -> None:
+    header = (
+        "graph",
+        "nodes",
+        "products",
+        "GFLOP half / single",
+        "weights MB",
+        "activations MB, fused / not",
+        "ms: arithmetic, weights, activations",
+    )
+    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
+    for name, row in rows.items():
+        flop, ms = row["operations"], row["floor ms"]
+        moved = [row[key] / 1e6 for key in ("weight bytes", "activation bytes around products", "activation bytes")]
+        cells = [row["nodes"], row["products"], f"{flop.get('half', 0) / 1e9:.2f} / {flop.get('single', 0) / 1e9:.2f}"]
+        cells += [f"{moved[0]:.0f}", f"{moved[1]:.0f} / {moved[2]:.0f}"]
+        cells += [f"{ms['arithmetic']:.3f}, {ms['weights']:.3f}, {ms['activations, fused']:.3f} to {ms['activations, unfused']:.3f}"]
+        print(f"| `{name}` | {' | '.join(map(str, cells))} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -86,16 +106,7 @@ def main() -> None:
     rows = {name: work(bundle.graph(name)) for name in bundle.manifest.graphs}
     for row in rows.values():
         row["floor ms"] = floor(row, args.half, args.single, args.bandwidth)
-    print(
-        "| graph | nodes | products | GFLOP half / single | weights MB | activations MB, fused / not | floor ms: arithmetic, weights, activations |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        flop, ms = row["operations"], row["floor ms"]
-        cells = [row["nodes"], row["products"], f"{flop.get('half', 0) / 1e9:.2f} / {flop.get('single', 0) / 1e9:.2f}"]
-        cells += [f"{row['weight bytes'] / 1e6:.0f}", f"{row['activation bytes around products'] / 1e6:.0f} / {row['activation bytes'] / 1e6:.0f}"]
-        cells += [f"{ms['arithmetic']:.3f}, {ms['weights']:.3f}, {ms['activations, fused']:.3f} to {ms['activations, unfused']:.3f}"]
-        print(f"| `{name}` | {' | '.join(map(str, cells))} |")
+    show(rows)
     if args.json:
         rates = {"half": args.half, "single": args.single, "bandwidth": args.bandwidth}
         args.json.write_text(json.dumps({"bundle": args.bundle.name, "rates": rates, "graphs": rows}, indent=1) + "\n")
