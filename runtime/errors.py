@@ -21,6 +21,7 @@ __all__ = [
     "OutputError",
     "OutputExists",
     "QueryError",
+    "RegressionError",
     "SchemaVersionError",
     "SizeMismatch",
     "UnsafePath",
@@ -91,3 +92,7 @@ class ExportError(ClapsepError):
 
 class GateError(ClapsepError):
     """A gate failed: the engine's output is not the model's."""
+
+
+class RegressionError(ClapsepError):
+    """A benchmark is slower, or needs more memory, than an earlier one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -45,6 +45,11 @@ class Family(ABC):
     @abstractmethod
     def query_features(self, waveform: Float32, sample_rate: int, crop: str | None) -> Float32:
         """A mono query → inputs of the audio encoder [k, frames, n_mels]; the k embeddings are averaged."""
+
+    def stages(self, windows: Float32, maps: Mapping[str, NDArray[Any]]) -> dict[str, Callable[[], object]]:
+        """The signal processing in numpy, for benchmarks: each step as a call of its own, by its usual name, on given windows and maps."""
+        _, context = self.features(windows)
+        return {"features": lambda: self.features(windows), "reconstruct": lambda: self.reconstruct(maps, context)}
 
 
 def family_names() -> list[str]:

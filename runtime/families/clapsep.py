@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -152,6 +152,12 @@ class Clapsep(Family):
     def query_features(self, waveform: Float32, sample_rate: int, crop: str | None) -> Float32:
         at_rate = resample(waveform, sample_rate, self.front_end.sample_rate)
         return self.front_end.log_mel(self.front_end.clips(at_rate, crop or self.query.crop, int16=self.query.int16_round_trip))
+
+    def stages(self, windows: Float32, maps: Mapping[str, NDArray[Any]]) -> dict[str, Callable[[], object]]:
+        """STFT and log-mel are parts of `features`; ISTFT is all of `reconstruct`."""
+        whole, at_rate = super().stages(windows, maps), resample_2_3(windows)
+        stft, log_mel = partial(self._stft.forward, windows), partial(self.front_end.log_mel, at_rate)
+        return {"features": whole["features"], "STFT": stft, "log-mel": log_mel, "ISTFT": whole["reconstruct"]}
 
 
 FAMILY = Clapsep
