@@ -7,8 +7,10 @@ import json
 import os
 import resource
 import shlex
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,6 +20,7 @@ from ..engines.plan import Compatibility
 from ..runtime.bundle import Bundle
 from ..runtime.commands import Command, debug_option, device_option, precision_option
 from ..runtime.errors import InputError
+from .bench import GROUPS
 
 PATH = click.Path(path_type=Path)
 
@@ -225,3 +228,35 @@ def doctor(ctx: click.Context, engines: tuple[str, ...], as_json: bool) -> None:
     click.echo(report.to_json() if as_json else describe(report))
     if not report.runs(engines):
         ctx.exit(1)
+
+
+@main.command()
+@click.argument("bundle", type=PATH, required=False)
+@click.option(
+    "--engine",
+    "engines",
+    metavar="KIND",
+    multiple=True,
+    help="onnxruntime (default), openvino:bf16, onnxruntime:cuda, …; several take turns.",
+)
+@device_option
+@precision_option
+@click.option("--seconds", type=click.FloatRange(0, 3600), default=1.0, show_default=True, help="Time for each case with each engine.")
+@click.option("--quick", is_flag=True, help="Two rounds and a long file of 10 s: shows that all runs; nothing to quote.")
+@click.option("--only", type=click.Choice(GROUPS), multiple=True, help="Only these groups of cases.  [default: all]")
+@click.option("--queries", metavar="K", type=click.IntRange(1, 256), multiple=True, help="Numbers of queries.  [default: 1 2 4 8]")
+@click.option("--batch", "batches", metavar="N", type=click.IntRange(1, 256), multiple=True, help="Windows per call.  [default: 1 2 4]")
+@click.option("--threads", metavar="N", type=click.IntRange(1, 1024), multiple=True, help="Engine threads.  [default: 1 2 4 … cores]")
+@click.option("--callers", metavar="N", type=click.IntRange(1, 256), multiple=True, help="Threads with one separator.  [default: 1 2 4]")
+@click.option("--json", "json_out", metavar="FILE", type=PATH, help="Write every observation here.")
+@click.option("--html", "html_out", metavar="FILE", type=PATH, help="Write a page with plots here; needs matplotlib.")
+@click.option("--from", "source", metavar="OLD.json", type=PATH, help="Show an earlier benchmark in place of a new one.")
+@click.option("--compare", "old", metavar="OLD.json", type=PATH, help="Print ratios to an earlier benchmark; exit 1 if any case got worse.")
+@click.option("--margin", type=click.FloatRange(1, 1000), default=1.15, show_default=True, help="Ratio beyond which a case got worse.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@debug_option
+def bench(**given: Any) -> None:
+    """Measure a bundle on this machine: every stage, queries, routes, sweeps, cold start and memory."""
+    from .bench.command import Request, run
+
+    run(Request(**given), shlex.join(["clapsep-export", *sys.argv[1:]]), Stages())

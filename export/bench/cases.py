@@ -1,0 +1,200 @@
+"""What is measured, group by group. Probes to be compared are neighbours, and the engines take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ...engines import Engine
+from ...engines.engine import Arrays
+from ...runtime.audio import resample
+from ...runtime.plans import runnable_routes
+from ...runtime.routes import ROUTES
+from ...runtime.separator import OVERLAP_SECONDS, Separator
+from ...runtime.windows import process_windows
+from .environment import physical_cores
+from .lab import CLIP_RATE, LONG_TEXT, SHORT_TEXT, Lab, Variant
+from .result import NUMPY
+from .rounds import Probe
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """Numbers to go through, and the length of the long file in seconds; `threads` None is 1, 2, 4, … to the number of cores."""
+
+    queries: tuple[int, ...] = (1, 2, 4, 8)
+    batches: tuple[int, ...] = (1, 2, 4)
+    threads: tuple[int, ...] | None = None
+    callers: tuple[int, ...] = (1, 2, 4)
+    seconds: int = 60
+
+    def engine_threads(self) -> tuple[int, ...]:
+        cores = physical_cores()
+        return self.threads or tuple(sorted({2**i for i in range(cores.bit_length()) if 2**i < cores} | {cores}))
+
+
+def stages(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
+    """What runs in no engine."""
+    raw, window, long = lab.noise(round(lab.window_seconds * CLIP_RATE)), lab.noise(lab.window)[None], lab.noise(sweeps.seconds * lab.rate)
+    maps = lab.separator(lab.variants[0]).maps(window, lab.conditions(1)[0])
+    work = partial(resample, raw, CLIP_RATE, lab.rate)
+    yield Probe("stage resample", NUMPY, work, {"from": CLIP_RATE, "to": lab.rate}, lab.window_seconds)
+    for name, call in lab.family.stages(window, maps).items():
+        yield Probe(f"stage {name}", NUMPY, call, {}, lab.window_seconds)
+    joined = partial(process_windows, long, lab.window, round(OVERLAP_SECONDS * lab.rate), lambda windows: windows[None])
+    yield Probe("stage overlap-add", NUMPY, joined, {"seconds": sweeps.seconds}, sweeps.seconds)
+
+
+def graphs(lab: Lab, _: Sweeps) -> Iterator[Probe]:
+    """One engine call of each graph of each route, with a batch of one, on what the runtime gives it."""
+    calls = [_graph_calls(lab, variant) for variant in lab.variants]
+    for graph in (graph for graph in lab.bundle.manifest.graphs if any(graph in found for found in calls)):
+        inputs = {spec.name for spec in lab.bundle.manifest.graphs[graph].inputs}
+        routed = any(graph in route.graphs for route in ROUTES.values())
+        audio = lab.window_seconds if routed and inputs != {"condition"} else 0.0
+        for variant, found in zip(lab.variants, calls, strict=True):
+            if graph in found:
+                yield Probe(f"graph {graph}", _name(lab, variant), found[graph], {"batch": 1}, audio)
+
+
+def _graph_calls(lab: Lab, variant: Variant) -> dict[str, Callable[[], object]]:
+    calls: dict[str, Callable[[], object]] = {}
+    for route in _routes(lab, variant):
+        separator = lab.separator(variant, route=route)
+        for graph, inputs in _given(lab, separator).items():
+            calls.setdefault(graph, partial(separator.engine(graph).run, inputs))
+    return calls
+
+
+def _given(lab: Lab, separator: Separator) -> dict[str, Arrays]:
+    """What each graph is given for a text query, an audio query and one window."""
+    given: dict[str, Arrays] = {}
+    engines = {graph: separator.engine(graph) for graph in separator.choice.plans}
+    for graph, engine in engines.items():
+        setattr(engine, "run", partial(_keep, given, graph, engine))  # noqa: B010
+    try:
+        _ask_everything(lab, separator)
+    finally:
+        for engine in engines.values():
+            delattr(engine, "run")
+    return given
+
+
+def _keep(given: dict[str, Arrays], graph: str, engine: Engine, inputs: Arrays) -> dict[str, np.ndarray]:
+    given[graph] = inputs
+    return type(engine).run(engine, inputs)
+
+
+def _ask_everything(lab: Lab, separator: Separator) -> None:
+    if lab.bundle.manifest.tokenizer is not None:
+        separator.encode_text([next(lab.texts(length)) for length in (SHORT_TEXT, LONG_TEXT)])
+    separator.encode_audio([next(lab.clips())])
+    separator.separate(lab.noise(lab.window), lab.rate, condition=lab.conditions(1)[0])
+
+
+def queries(lab: Lab, _: Sweeps) -> Iterator[Probe]:
+    """Queries that are new, and a text that was asked before."""
+    length = lab.family.query_samples / lab.family.query_sample_rate
+    separators = lab.separators()
+    if lab.bundle.manifest.tokenizer is not None:
+        for words in (SHORT_TEXT, LONG_TEXT):
+            for s in separators:
+                call = partial(_encode_next, s.encode_text, lab.texts(words))
+                yield Probe("text query", s.engine_name, call, {"words": words, "cached": "no"})
+        for s in separators:
+            call = partial(s.encode_text, [next(lab.texts())])
+            yield Probe("text query", s.engine_name, call, {"words": SHORT_TEXT, "cached": "yes"})
+    for s in separators:
+        yield Probe("audio query", s.engine_name, partial(_encode_next, s.encode_audio, lab.clips()), {"cached": "no"}, length)
+
+
+def _encode_next(encode: Callable[[list], object], queries: Iterator[object]) -> None:
+    encode([next(queries)])
+
+
+def routes(lab: Lab, _: Sweeps) -> Iterator[Probe]:
+    """One window from waveform to waveform, by each route."""
+    mixture, condition = lab.noise(lab.window), lab.conditions(1)[0]
+    for route in ROUTES:
+        for variant in lab.variants:
+            if route in _routes(lab, variant):
+                separator = lab.separator(variant, route=route)
+                call = partial(separator.separate, mixture, lab.rate, condition=condition)
+                yield Probe("separate", separator.engine_name, call, {"route": route}, lab.window_seconds)
+
+
+def long(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
+    """A file of many windows that must also be resampled."""
+    mixture, condition = lab.noise(sweeps.seconds * CLIP_RATE), lab.conditions(1)[0]
+    for s in lab.separators():
+        call = partial(s.separate, mixture, CLIP_RATE, condition=condition)
+        yield Probe("separate long file", s.engine_name, call, {"seconds": sweeps.seconds, "rate": CLIP_RATE}, sweeps.seconds)
+
+
+def several(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
+    """K questions about one window."""
+    mixture, separators = lab.noise(lab.window), lab.separators()
+    for k in sweeps.queries:
+        for s in separators:
+            call = partial(s.separate_many, mixture, lab.rate, lab.conditions(k))
+            yield Probe("separate many", s.engine_name, call, {"queries": k}, k * lab.window_seconds)
+
+
+def batches(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
+    """A mixture of as many windows as the largest batch, cut without overlap."""
+    most, condition = max(sweeps.batches), lab.conditions(1)[0]
+    mixture = lab.noise(most * lab.window)
+    for batch in sweeps.batches:
+        for s in lab.separators(batch=batch, overlap=0):
+            call = partial(s.separate, mixture, lab.rate, condition=condition)
+            yield Probe("separate in batches", s.engine_name, call, {"batch": batch, "windows": most}, most * lab.window_seconds)
+
+
+def threads(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
+    """One window with so many threads in the engine; numpy keeps its own number."""
+    mixture, condition = lab.noise(lab.window), lab.conditions(1)[0]
+    for count in sweeps.engine_threads():
+        for variant in lab.variants:
+            if not variant.on_gpu:
+                s = lab.separator(variant, threads=count)
+                call = partial(s.separate, mixture, lab.rate, condition=condition)
+                yield Probe("separate with threads", s.engine_name, call, {"threads": count}, lab.window_seconds)
+
+
+def callers(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
+    """So many threads that separate a window each with one separator, until the last has its result."""
+    mixture, condition, separators = lab.noise(lab.window), lab.conditions(1)[0], lab.separators()
+    for count in sweeps.callers:
+        for s in separators:
+            call = partial(_all_at_once, ThreadPoolExecutor(count), count, partial(s.separate, mixture, lab.rate, condition=condition))
+            yield Probe("separate for callers", s.engine_name, call, {"callers": count}, count * lab.window_seconds)
+
+
+def _all_at_once(pool: ThreadPoolExecutor, count: int, call: Callable[[], object]) -> None:
+    for future in [pool.submit(call) for _ in range(count)]:
+        future.result()
+
+
+def _routes(lab: Lab, variant: Variant) -> list[str]:
+    return runnable_routes(lab.bundle, variant.kind, variant.options)
+
+
+def _name(lab: Lab, variant: Variant) -> str:
+    return lab.separator(variant).engine_name
+
+
+PROBES: dict[str, Callable[[Lab, Sweeps], Iterator[Probe]]] = {
+    "stages": stages,
+    "graphs": graphs,
+    "queries": queries,
+    "routes": routes,
+    "long": long,
+    "several": several,
+    "batches": batches,
+    "threads": threads,
+    "callers": callers,
+}
