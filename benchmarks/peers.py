@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ import torch
 from clapsep.engines import EngineOptions, engine_class, open_engine, this_machine
 from clapsep.engines.errors import EngineUnavailable
 from clapsep.export import signals
+from clapsep.export.bench.environment import look_around
 from clapsep.runtime import Bundle, Separator
 from clapsep.runtime.metrics import snr
-from environment import describe
 from numpy.typing import NDArray
 from official import Official, naive_export, read_official
 from work import work
@@ -243,7 +243,7 @@ def main() -> None:
     product = 2 * SIZES[0] * SIZES[1] * SIZES[2]
     about = {"threads": args.threads, "device": args.device, "precision": bundle.manifest.graphs["separator"].precision, "nodes": graphs}
     result = {
-        "environment": describe(),
+        "environment": {**asdict(look_around()), "torch": torch.__version__},
         "about": about,
         "operations": {"product": product, **{name: sum(work(bundle.graph(name))["operations"].values()) for name in graphs}},
         "seconds": seconds,

@@ -34,15 +34,14 @@ def show(result: dict[str, Any]) -> None:
     spread = float(np.percentile(product, 90) / np.percentile(product, 10))
     total = len(result["seconds"]["product"]["float32"])
     e = result["environment"]
-    print(f"{e['processor']}, {result['about']['threads']} threads, {', '.join(e['features'])}; {len(rounds)} of {total} rounds were quiet")
+    flags = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in e["cpu"]["flags"]]
+    print(f"{e['cpu']['model']}, {result['about']['threads']} threads, {' '.join(flags)}; {len(rounds)} of {total} rounds were quiet")
     if len(rounds) < 5 or spread > TOO_WIDE:
         print(f"TOO NOISY TO QUOTE: {len(rounds)} quiet rounds, p90/p10 of the product {spread:.2f}")
     least = floors(result, rounds)
-    rates = {
-        kind: result["operations"]["product"] / np.median(np.array(row)[rounds]) / 1e9 for kind, row in result["seconds"]["product"].items()
-    }
+    work = result["operations"]["separator"] / 1e9
     for kind, floor in least.items():
-        print(f"floor {kind}: {result['operations']['network'] / 1e9:.1f} GFLOP at {rates[kind]:.0f} GFLOP/s = {1e3 * floor:.0f} ms")
+        print(f"floor {kind}: {work:.1f} GFLOP at {work / floor:.0f} GFLOP/s = {1e3 * floor:.0f} ms")
     for task, row in result["seconds"].items():
         if task not in ("product", "copy"):
             table(task, row, result["snr_db"].get(task, {}), rounds, least if task == "network" else {})

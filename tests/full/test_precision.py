@@ -17,7 +17,7 @@ from clapsep.runtime.metrics import snr
 from published import CASES, GOLDEN, SHORT, case
 
 pytestmark = pytest.mark.slow
-GRAPHS = ("text_encoder", "audio_encoder", "separator")
+GRAPHS = ("text_encoder", "audio_encoder", "separator_waveform")
 CAPABILITIES = ("8.6", "8.9", "12.0")
 SCENES = 40
 
@@ -73,15 +73,15 @@ def reports(half_bundle, bundle, tmp_path_factory) -> dict[tuple[str, str], Buil
 
 def test_every_graph_compiles_for_three_generations_of_gpus(reports):
     assert len(reports) == 6
+    assert reports["separator_waveform", "fp32"].layers < 1950, "the naive network alone becomes more than 5,000"
     for report in reports.values():
         assert report.target.compute_capabilities == CAPABILITIES
         assert report.size > 1e6
-    assert reports["separator", "fp32"].layers < 2500, "the naive graph becomes more than 5,000"
 
 
 def test_float16_graphs_compile_to_float16_layers(reports):
     for (_, precision), report in reports.items():
-        assert report.half_share == 0 if precision == "fp32" else report.half_share > 0.9
+        assert report.half_share == 0 if precision == "fp32" else report.half_share > 0.85, "transforms stay in float32"
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
