@@ -1,9 +1,12 @@
 """The signal path as matrix products, so that it can be a part of a graph: waveform in, waveform out, nothing left for the host.
 
-Waveforms are rows of blocks of one hop. A frame is a few neighbouring blocks, so one gather makes all frames, and another one adds
-them up again; where a frame does not fill its blocks, the constants have zeros. (Slices would do the same, but every slice or padding
-becomes some thirty layers in TensorRT.) Fourier transforms are products with constants, made in float64 and rounded once. Everything
-here stays in float32 at every precision: powers reach 6e4 and the log-mel's floor is 1e-10.
+A waveform is a row of small blocks, of which hops and halves of frames are multiples; so one gather makes all frames, and another one
+adds them up again. (Slices would do the same, but every slice, split or padding becomes some thirty layers in TensorRT.) A Fourier
+transform is one step of decimation in frequency, after which even and odd bins are products of half the length, with constants made
+in float64 and rounded once: half the arithmetic of the direct form, which a GPU must do outside its tensor cores. Everything here
+stays in float32 at every precision: powers reach 6e4 and the log-mel's floor is 1e-10.
+
+Spectra are [B, 2, 2, frames, q]: even bins, then odd bins, q of each, the last odd one beyond the transform and zero; real, imaginary.
 """
 
 from __future__ import annotations
@@ -21,39 +24,44 @@ from ..runtime.dsp import AMIN, hann, mel_filterbank
 from ..runtime.resampler import resampling_kernel_2_3
 
 Float64 = NDArray[np.float64]
+RESAMPLED = 64  # samples that the resampler takes in one row: small, as most of its matrix is zeros
 
 
-def blocks_of(size: int, hop: int) -> int:
-    """Blocks that a frame takes up."""
-    return -(-size // hop)
+def frame_index(count: int, step: int, blocks: int) -> Tensor:
+    """Block b of frame t is block step · t + b of the waveform: [count · blocks], all first halves before all second ones."""
+    index = torch.arange(count)[:, None] * step + torch.arange(blocks)
+    return index.reshape(count, 2, -1).transpose(0, 1).flatten()
 
 
-def frame_index(count: int, blocks: int) -> Tensor:
-    """Block b of frame t is block t + b of the waveform: [count · blocks]."""
-    return (torch.arange(count)[:, None] + torch.arange(blocks)).flatten()
+def overlap_index(count: int, step: int, blocks: int, wanted: range) -> Tensor:
+    """Parts of frames that meet each block in `wanted` of the result, where frame t begins with block step · t: [wanted · parts].
 
-
-def overlap_index(count: int, blocks: int, first: int, wanted: int) -> Tensor:
-    """Row of part b of the frame that meets block j of the result, for j from `first` on: [wanted · blocks].
-
-    Rows are parts of frames, `blocks` of each, after `blocks - 1` empty frames; what lies beyond the last is cut to it, and is empty too.
+    Parts are numbered as `frame_index` has them, for one frame more than there are, which is empty and stands where no frame is.
     """
-    frame = torch.arange(first, first + wanted)[:, None] - torch.arange(blocks) + blocks - 1
-    return (frame.clamp_max(count + 2 * (blocks - 1) - 1) * blocks + torch.arange(blocks)).flatten()
+    begin = torch.tensor(wanted)[:, None]
+    part = begin % step + step * torch.arange(-(-blocks // step))
+    frame = (begin - part) // step
+    there = (part < blocks) & (frame >= 0) & (frame < count)
+    frame, part = torch.where(there, frame, count), torch.where(there, part, 0)
+    half = blocks // 2
+    return ((part // half) * (count + 1) * half + frame * half + part % half).flatten()
 
 
-def dft_matrices(n_fft: int, bins: int) -> tuple[Float64, Float64]:
-    """Windowed analysis: real and imaginary part of the first `bins` bins, [n_fft, bins] each."""
-    angle = 2 * np.pi * (np.outer(np.arange(n_fft), np.arange(bins)) % n_fft) / n_fft
-    return hann(n_fft)[:, None] * np.cos(angle), -hann(n_fft)[:, None] * np.sin(angle)
+def analysis(n_fft: int, bins: int) -> Float64:
+    """Real and imaginary part of bins 2 j of x[n] + x[n + h], and 2 j + 1 of x[n] - x[n + h], h = n_fft / 2: [2, 2, h, q]."""
+    q = -(-bins // 2)
+    k = (2 * np.arange(q) + np.arange(2)[:, None])[:, None, None]
+    angle = 2 * np.pi * ((np.arange(n_fft // 2)[:, None] * k) % n_fft) / n_fft
+    return np.concatenate([np.cos(angle), -np.sin(angle)], axis=1) * (k < bins)
 
 
-def inverse_dft_matrices(n_fft: int) -> tuple[Float64, Float64]:
-    """Windowed synthesis from real and imaginary parts, [bins, n_fft] each; inner bins count twice, for their mirror images."""
-    bins = n_fft // 2 + 1
-    angle = 2 * np.pi * (np.outer(np.arange(bins), np.arange(n_fft)) % n_fft) / n_fft
-    weight = np.where((np.arange(bins) % (n_fft // 2)) == 0, 1.0, 2.0)[:, None] * hann(n_fft) / n_fft
-    return weight * np.cos(angle), -weight * np.sin(angle)
+def synthesis(n_fft: int) -> Float64:
+    """The way back, from all bins to half the sum and half the difference of a frame's halves: [2, 2, q, h]. Inner bins count for two."""
+    half, q = n_fft // 2, (n_fft // 2 + 2) // 2
+    k = (2 * np.arange(q) + np.arange(2)[:, None])[:, None, :, None]
+    weight = np.where(k % half == 0, 1.0, 2.0) * (k <= half) / n_fft
+    angle = 2 * np.pi * ((k * np.arange(half)) % n_fft) / n_fft
+    return np.concatenate([np.cos(angle), -np.sin(angle)], axis=1) * weight
 
 
 def resampling_matrix(hop: int) -> NDArray[np.float32]:
@@ -66,13 +74,6 @@ def resampling_matrix(hop: int) -> NDArray[np.float32]:
     return matrix
 
 
-def fill(matrix: NDArray[np.floating], before: int, size: int, axis: int) -> NDArray[np.floating]:
-    """Zeros before and after a matrix along one axis, up to `size`."""
-    padding = [(0, 0), (0, 0)]
-    padding[axis] = (before, size - before - matrix.shape[axis])
-    return np.pad(matrix, padding)
-
-
 class Constants(nn.Module):
     """Constants that are no part of a checkpoint, as buffers by their attribute names; floating ones in float32."""
 
@@ -82,68 +83,84 @@ class Constants(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
 
-class Framed(Constants):
-    """Frames of a waveform [B, samples], padded by `before` and as far as needed after it, times matrices [size, …]."""
+class Frames(Constants):
+    """Frames of a waveform [B, samples], padded by `before` and as far as needed after it, in halves: [B, 2, count, size / 2]."""
 
     index: Tensor
 
     def __init__(self, samples: int, size: int, hop: int, count: int, before: int, mode: str) -> None:
         super().__init__()
-        blocks = blocks_of(size, hop)
-        self.hop, self.width, self.mode = hop, blocks * hop, mode
-        self.padding = (before, (count + blocks - 1) * hop - before - samples)
-        self.shape = (count, self.width)
-        self.hold(index=frame_index(count, blocks))
+        self.block, self.mode = math.gcd(hop, size // 2), mode
+        self.padding = (before, (count - 1) * hop + size - before - samples)
+        self.shape = (2, count, size // 2)
+        self.hold(index=frame_index(count, hop // self.block, size // self.block))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, count, width], a width of whole blocks."""
         padded = F.pad(x, self.padding, mode=self.mode)
-        return padded.reshape(-1, padded.shape[1] // self.hop, self.hop).index_select(1, self.index).reshape(-1, *self.shape)
+        return padded.reshape(-1, padded.shape[1] // self.block, self.block).index_select(1, self.index).reshape(-1, *self.shape)
 
 
 class Stft(Constants):
-    """Centred STFT of [B, samples] with reflected ends: real and imaginary part [B, frames, bins], `bins` of the lowest."""
+    """Centred STFT of [B, samples] with reflected ends: `bins` of the lowest, [B, 2, 2, frames, q]."""
 
-    real: Tensor
-    imag: Tensor
+    window: Tensor
+    matrix: Tensor
 
     def __init__(self, samples: int, n_fft: int, hop: int, bins: int) -> None:
         super().__init__()
-        self.frames = Framed(samples, n_fft, hop, samples // hop + 1, n_fft // 2, "reflect")
-        real, imag = (fill(matrix, 0, self.frames.width, 0) for matrix in dft_matrices(n_fft, bins))
-        self.hold(real=real, imag=imag)
+        self.frames = Frames(samples, n_fft, hop, samples // hop + 1, n_fft // 2, "reflect")
+        self.hold(window=hann(n_fft).reshape(2, 1, -1), matrix=analysis(n_fft, bins))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        frames = self.frames(x)
-        return frames @ self.real, frames @ self.imag
+    def forward(self, x: Tensor) -> Tensor:
+        windowed = self.frames(x) * self.window
+        first, second = windowed[:, 0], windowed[:, 1]
+        return torch.stack([first + second, first - second], dim=1)[:, :, None] @ self.matrix
+
+
+def squared(spectrum: Tensor) -> Tensor:
+    """Power of even and odd bins, [B, 2, frames, q]."""
+    return spectrum.square().sum(2)
+
+
+def in_order(halves: Tensor, bins: int) -> Tensor:
+    """Even and odd bins [B, 2, frames, q] → [B, frames, bins]."""
+    rows = halves.permute(0, 2, 3, 1).flatten(2)
+    return rows if rows.shape[2] == bins else rows[:, :, :bins]
+
+
+def in_halves(rows: Tensor) -> Tensor:
+    """[B, frames, bins] → even and odd bins [B, 2, frames, q]."""
+    _, frames, bins = rows.shape
+    return F.pad(rows, (0, bins % 2)).reshape(-1, frames, (bins + 1) // 2, 2).permute(0, 3, 1, 2)
 
 
 class InverseStft(Constants):
-    """Real and imaginary part [B, frames, bins] → [B, samples]: windowed overlap-add over the window's squared sum."""
+    """Spectrum [B, 2, 2, frames, q] → [B, samples]: windowed overlap-add over the window's squared sum."""
 
-    real: Tensor
-    imag: Tensor
+    window: Tensor
+    matrix: Tensor
     index: Tensor
     gain: Tensor
 
     def __init__(self, n_fft: int, hop: int, samples: int) -> None:
         super().__init__()
-        shift = -(n_fft // 2) % hop  # inside the frames' blocks, so that the result begins with a block
-        self.blocks, self.hop, self.samples = blocks_of(n_fft + shift, hop), hop, samples
-        count, wanted = samples // hop + 1, blocks_of(samples, hop)
-        real, imag = (fill(matrix, shift, self.blocks * hop, 1) for matrix in inverse_dft_matrices(n_fft))
-        self.hold(real=real, imag=imag, index=overlap_index(count, self.blocks, (n_fft // 2 + shift) // hop, wanted))
-        window = torch.from_numpy(fill(hann(n_fft)[None] ** 2, shift, self.blocks * hop, 1))
-        self.hold(gain=(1 / self._added(window.repeat(count, 1)[None]).clamp_min(1e-11)).numpy())
+        count, self.block, self.samples = samples // hop + 1, math.gcd(hop, n_fft // 2), samples
+        start, step, blocks = n_fft // 2 // self.block, hop // self.block, n_fft // self.block
+        self.wanted = -(-samples // self.block)
+        self.hold(window=hann(n_fft).reshape(2, 1, -1), matrix=synthesis(n_fft))
+        self.hold(index=overlap_index(count, step, blocks, range(start, start + self.wanted)))
+        power = self._added(torch.from_numpy(hann(n_fft).reshape(1, 2, 1, -1) ** 2).repeat(1, 1, count, 1))
+        self.hold(gain=(1 / power.clamp_min(1e-11)).numpy())
 
-    def _added(self, frames: Tensor) -> Tensor:
-        after = self.blocks - 1
-        parts = F.pad(frames, (0, 0, after, after)).reshape(-1, (frames.shape[1] + 2 * after) * self.blocks, self.hop)
-        wanted = len(self.index) // self.blocks
-        return parts.index_select(1, self.index).reshape(-1, wanted, self.blocks, self.hop).sum(2).flatten(1)
+    def _added(self, halves: Tensor) -> Tensor:
+        _, _, count, half = halves.shape
+        parts = F.pad(halves, (0, 0, 0, 1)).reshape(-1, 2 * (count + 1) * half // self.block, self.block)
+        return parts.index_select(1, self.index).reshape(-1, self.wanted, len(self.index) // self.wanted, self.block).sum(2).flatten(1)
 
-    def forward(self, real: Tensor, imag: Tensor) -> Tensor:
-        target = self._added(real @ self.real + imag @ self.imag) * self.gain
+    def forward(self, spectrum: Tensor) -> Tensor:
+        parts = (spectrum @ self.matrix).sum(2)
+        even, odd = parts[:, 0], parts[:, 1]
+        target = self._added(torch.stack([even + odd, even - odd], dim=1) * self.window) * self.gain
         return target if target.shape[1] == self.samples else target[:, : self.samples]
 
 
@@ -156,16 +173,18 @@ class LogMel(Constants):
     def __init__(self, samples: int, front_end: ClapFrontEnd) -> None:
         super().__init__()
         f = front_end
-        hop, self.samples = 2 * f.hop // 3, f.clip_samples
-        matrix = resampling_matrix(hop)
-        self.frames = Framed(samples, len(matrix), hop, blocks_of(samples, hop), 7, "constant")
+        self.samples = f.clip_samples
+        self.frames = Frames(samples, 2 * RESAMPLED, RESAMPLED, -(-samples // RESAMPLED), 7, "constant")
+        matrix = resampling_matrix(RESAMPLED)
+        matrix = np.pad(matrix, ((0, 2 * RESAMPLED - len(matrix)), (0, 0)))
         filters = mel_filterbank(f.sample_rate, f.n_fft, f.n_mels, f.fmin, f.fmax)
-        used = int(np.flatnonzero(filters.any(1))[-1]) + 1  # bins above hold nothing that a filter takes
+        used = 2 * (int(np.flatnonzero(filters.any(1))[-1]) // 2 + 1)  # bins above hold nothing that a filter takes
+        filters = np.pad(filters, ((0, max(used - len(filters), 0)), (0, 0)))[:used]
         self.stft = Stft(f.clip_samples, f.n_fft, f.hop, used)
-        self.hold(resampling=fill(matrix, 0, self.frames.width, 0), filters=filters[:used])
+        self.hold(resampling=matrix.reshape(2, RESAMPLED, -1), filters=np.stack([filters[::2], filters[1::2]]))
 
     def forward(self, x: Tensor) -> Tensor:
-        resampled = (self.frames(x) @ self.resampling).flatten(1)
-        real, imag = self.stft(resampled if resampled.shape[1] == self.samples else resampled[:, : self.samples])
-        power = (real.square() + imag.square()) @ self.filters
+        resampled = (self.frames(x) @ self.resampling).sum(1).flatten(1)
+        spectrum = self.stft(resampled if resampled.shape[1] == self.samples else resampled[:, : self.samples])
+        power = (squared(spectrum) @ self.filters).sum(1)
         return power.clamp_min(AMIN).log() * (10 / math.log(10))

@@ -310,9 +310,9 @@ class ClapsepModel(Model):
     def derived(self) -> list[Derived]:
         mixture = torch.randn(2, self.signal.window_samples)
         back = RotatingBackEnd(self.signal) if self.config.phase else BackEnd(self.signal)
-        spectrum = ("real", "imag")
-        before = GraphSpec("before", FrontEnd(self.signal), {"mixture": mixture}, ("magnitude", "log_mel", *spectrum))
-        after = GraphSpec("after", back, {name: self._example_map() for name in (*self.maps, *spectrum)}, ("target",))
+        before = GraphSpec("before", FrontEnd(self.signal), {"mixture": mixture}, ("magnitude", "log_mel", "bins"))
+        bins = torch.randn(2, 2, 2, self.signal.frames, (self.signal.bins + 1) // 2)
+        after = GraphSpec("after", back, {**{name: self._example_map() for name in self.maps}, "bins": bins}, ("target",))
         return [
             Variant("text_encoder_short", "text_encoder", self._text_encoder(SHORT)),
             Cut("mixture_encoder", "separator", ("magnitude", "log_mel"), self.features),

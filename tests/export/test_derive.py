@@ -117,4 +117,4 @@ def test_compilers_make_few_layers_of_the_transforms(demo_bundle, tmp_path):
     for graph in ("separator", "separator_waveform"):
         path = demo_bundle / f"graphs/{graph}.onnx"
         layers[graph] = build("tensorrt-rtx", path, tmp_path / graph, PlanSettings("fp32", 2, ("8.6",)), lambda _: None).layers
-    assert layers["separator_waveform"] - layers["separator"] < 120
+    assert layers["separator_waveform"] - layers["separator"] < 200
