@@ -23,14 +23,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gpu_steps import REPETITIONS, REPLAYING, gpu_state, last_line, one_line
+from gpu_task import REPETITIONS, REPLAYING, gpu_state, last_line, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = Path(__file__).with_name("gpu_steps.py")
 GPU_ENGINES = (("tensorrt", "cuda"), ("tensorrt-rtx", "cuda"), ("onnxruntime", "cuda"))
 CONTROLS = (("openvino", "cpu"), ("onnxruntime", "cpu"))
 PLANS = (*REPLAYING, "openvino")  # kinds to compile for; the first cannot run without
-TIMEOUTS = {"build": 900, "compile": 1200}  # seconds
+TIMEOUTS = {"build": 900, "compile": 1800, "latency": 1200, "pytorch": 1200}  # seconds
 TIMEOUT = 600
 PACKAGES = r"(torch|triton|onnx|numpy|openvino|tensorrt|nvidia|cuda|polygraphy|tokenizers|click|safetensors|soundfile|soxr|flatbuffers).*"
 THREADS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -49,6 +49,16 @@ class Row:
     reason: str = ""
     seconds: float = 0.0
     data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A bundle that may be changed: how it is called, where it lies, and what its network computes (empty if that could not be told)."""
+
+    name: str
+    precision: str
+    path: Path
+    network: dict[str, Any]
 
 
 class Check:
@@ -73,10 +83,10 @@ class Check:
         print(f"{row.status:8} {row.step:10} {what:12} {on:17} {row.seconds:6.1f} s  {row.reason[:240]}", flush=True)
         return row
 
-    def run(self, row: Row, path: Path | None = None) -> Row:
-        """Do the row's step in a child; a crash or a hang is a failed row."""
+    def run(self, row: Row, path: Path | None = None, **more: Any) -> Row:
+        """Do the row's step in a child, which is told `more`; a crash or a hang is a failed row."""
         task = {name: getattr(row, name) for name in ("step", "precision", "engine", "device")}
-        task |= {"path": str(path), "seconds": self.seconds}
+        task |= {"path": str(path), "seconds": self.seconds, **more}
         start = time.perf_counter()
         row.status, row.reason, row.data = self._child(task, TIMEOUTS.get(row.step, TIMEOUT))
         row.seconds = round(time.perf_counter() - start, 2)
@@ -95,6 +105,8 @@ class Check:
         if code != 0:
             how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             return "failed", f"{how}: {last_line(said)}", {"log": said}
+        if not answer.exists():
+            return "failed", f"ended without an answer: {last_line(said)}", {"log": said}
         status, reason, data = json.loads(answer.read_text())
         return status, reason, data if status == "ok" else {**data, "log": said}
 
@@ -127,14 +139,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def bundles(check: Check, given: list[Path]) -> Iterator[tuple[Row, Path]]:
-    """Copies of the bundles that were given, or the demo bundle in both precisions: a row with name and precision, and the path."""
+def bundles(check: Check, given: list[Path]) -> Iterator[Copy]:
+    """Copies of the bundles that were given, or the demo bundle in both precisions."""
     if not given:
         for precision in ("fp32", "fp16"):
             path = check.scratch / f"demo-{precision}.clapsep"
-            row = check.run(Row("build", "demo", precision), path)
-            if row.status == "ok":
-                yield row, path
+            if check.run(Row("build", "demo", precision), path).status == "ok":
+                yield examined(check, "demo", precision, path, demo=True)
     for index, source in enumerate(given):
         row, path = Row("copy", source.resolve().name.removesuffix(".clapsep")), check.scratch / str(index) / "copy.clapsep"
         try:
@@ -143,37 +154,45 @@ def bundles(check: Check, given: list[Path]) -> Iterator[tuple[Row, Path]]:
         except (OSError, ValueError, LookupError, TypeError) as error:
             row.status, row.reason = "failed", f"{source} cannot be read as a bundle ({type(error).__name__}: {one_line(error)})"
         if check.add(row).status == "ok":
-            yield row, path
+            yield examined(check, row.bundle, row.precision, path, demo=False)
 
 
-def check_engine(check: Check, engine: str, device: str, copies: list[tuple[Row, Path]]) -> None:
-    """All steps of one engine kind on all bundles."""
+def examined(check: Check, name: str, precision: str, path: Path, *, demo: bool) -> Copy:
+    """With the operations of its network; `demo` says that the demo model's checkpoints are its own."""
+    row = check.run(Row("operations", name, precision), path, demo=demo)
+    return Copy(name, precision, path, row.data if row.status == "ok" else {})
+
+
+def check_engine(check: Check, engine: str, device: str, copies: list[Copy], rates: dict[str, Any]) -> None:
+    """All steps of one engine kind on all bundles; `rates` are the device's ceilings, empty if they are not known."""
     if check.run(Row("preflight", engine=engine, device=device)).status != "ok":
         return
     if not copies:
         check.add(Row("all", engine=engine, device=device, status="skipped", reason="there is no bundle to run"))
-    for copy, path in copies:
-        place = (copy.bundle, copy.precision, engine, device)
-        compiled = engine not in PLANS or check.run(Row("compile", *place), path).status == "ok"
+    for copy in copies:
+        place = (copy.name, copy.precision, engine, device)
+        compiled = engine not in PLANS or check.run(Row("compile", *place), copy.path).status == "ok"
         if not compiled and engine in REPLAYING:
             check.add(Row("all", *place, "skipped", "there are no plans, as they did not compile"))
             continue
-        for step in ("verify", "two inputs", "latency"):
-            check.run(Row(step, *place), path)
+        for step in ("verify", "two inputs"):
+            check.run(Row(step, *place), copy.path)
+        check.run(Row("latency", *place), copy.path, rates=rates, network=copy.network)
 
 
-def main(out: Path, given: list[Path], seconds: float) -> int:
+def main(out: Path, given: list[Path], seconds: float, checkpoints: list[str]) -> int:
     """Run everything, the GPU first; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="gpu_check-") as scratch:
         check = Check(out, Path(scratch), seconds)
         check.run(Row("doctor"))
+        rates = check.run(Row("ceilings", device="cuda")).data.get("rates", {})
         copies = list(bundles(check, given))
         for engine, device in GPU_ENGINES:
-            check_engine(check, engine, device, copies)
-        if check.run(Row("pytorch", "demo", "fp32", "pytorch", "cuda")).status == "ok":
-            check.run(Row("pytorch", "demo", "fp16", "pytorch", "cuda"))
+            check_engine(check, engine, device, copies, rates)
+        check.run(Row("pytorch", "given" if checkpoints else "demo", engine="pytorch", device="cuda"), checkpoints=checkpoints)
+        rates = check.run(Row("ceilings", device="cpu")).data.get("rates", {})
         for engine, device in CONTROLS:
-            check_engine(check, engine, device, copies)
+            check_engine(check, engine, device, copies, rates)
         check.write(complete=True)
     counts = {status: sum(row.status == status for row in check.rows) for status in ("ok", "failed", "skipped")}
     print(f"{', '.join(f'{n} {status}' for status, n in counts.items())}; raw observations in {out}")
@@ -185,6 +204,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, action="append", default=[], help="a bundle; give it again for more  [the demo bundle]")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "gpu_check.json", help="raw observations  [%(default)s]")
     parser.add_argument("--seconds", type=float, default=3.0, help=f"of each measurement, of {REPETITIONS} calls at least  [3]")
+    help_ = "those of the full-size model, CLAP's and the separator's, for the comparison with PyTorch  [the demo model's]"
+    parser.add_argument("--checkpoints", nargs=2, default=[], metavar=("CLAP", "CLAPSEP"), help=help_)
     options = parser.parse_args(words)
     if options.json.is_dir():
         parser.error(f"{options.json} is a directory; name a file with --json")
@@ -200,4 +221,4 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     options = parse(sys.argv[1:])
-    sys.exit(main(options.json, options.bundle, options.seconds))
+    sys.exit(main(options.json, options.bundle, options.seconds, options.checkpoints))

@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
 # One check of everything that only a machine with an NVIDIA GPU can show, in one command:
 #
-#   bash benchmarks/gpu_check.sh [--bundle DIR.clapsep]... [--json FILE] [--seconds S]
+#   bash benchmarks/gpu_check.sh [--bundle DIR.clapsep]... [--checkpoints CLAP CLAPSEP] [--json FILE] [--seconds S]
+#   python benchmarks/gpu_tables.py FILE             (what was measured, side by side, as Markdown)
 #
-# It runs the doctor, compiles every bundle for every engine kind that is installed, verifies against the bundle's golden data, runs
-# two inputs in turn with and without CUDA graphs, and measures latency, beside PyTorch on the GPU and the engines on the CPU. It
-# prints one line for each step and writes raw observations as JSON (default build/gpu_check.json) after every step, so that a
+# It runs the doctor and measures the machine's ceilings: products in float16 and float32 (TF32 off), copies on the device and from and
+# to the host. For every bundle it counts the network's operations; then, for every engine kind that is installed, it compiles plans,
+# verifies against the golden data, runs two inputs in turn through every graph with and without CUDA graphs, and measures, copies
+# included: batches of the waveform graph (1, 2, 4 and so on up to the bundle's largest; to 4 on the CPU) with their shares of the
+# ceilings, one window from wave to wave by the routes waveform and split, 1 to 8 queries on it, a text and an audio query. PyTorch runs
+# the official way of computing beside it, at batch 1 and 32: eager in float32, torch.compile, autocast to float16, the same in a CUDA
+# graph; of the demo model, or of the full-size one whose files --checkpoints names. Last come the engines on the CPU.
+#
+# It prints one line for each step and writes raw observations as JSON (default build/gpu_check.json) after every step, so that a
 # machine that goes away in between leaves what it has done. A step that cannot be done is skipped and says why; a step that crashes
-# or hangs is one failed line. Exit code 0: nothing failed. 1: something did. 2: wrong usage. Bundles are copied, never changed.
+# or hangs is one failed line. Exit code 0: nothing failed. 1: something did. 2: wrong usage. Bundles are copied, never changed. What the
+# full-size model is meant to reach on an H200 (3 ms from wave to wave; at batch 32 40 % of the float16 products) is in the lines of
+# `latency`, and no failure where it is missed.
 #
-# Without --bundle it builds the demo bundle in fp32 and fp16, for which torch, onnx, onnxscript and safetensors must be there.
+# Without --bundle it builds the demo bundle in fp32 and fp16 for batches up to 64, for which torch, onnx, onnxscript and safetensors
+# must be there. Bundles that are given run with the largest batch that they were built for.
 # PYTHON is the interpreter, by default .venv/bin/python, else python3; 3.11 or newer. Nothing is installed and nothing fetched.
 #
 # A machine without a package index: carry wheels that were made for its Python, and unpack them into a folder on PYTHONPATH.
@@ -21,9 +31,13 @@
 #   there      python3 -m pip install --no-index --no-deps --no-compile --target site wheels/*.whl
 #              PYTHONPATH=$PWD/site bash benchmarks/gpu_check.sh --json out.json
 #
-#   always             numpy; torch for the comparison with PyTorch, safetensors to read the demo model
+#   always             numpy
 #   doctor             click
-#   verify             tokenizers
+#   ceilings           torch; without it batches have no shares of the ceilings
+#   operations         onnx ml_dtypes protobuf, to the same end
+#   verify, latency    tokenizers
+#   pytorch            torch safetensors onnx onnx-ir ml_dtypes protobuf; for torch.compile also triton, which most builds of PyTorch
+#                      bring, and a C compiler
 #   any GPU engine     cuda-bindings cuda-pathfinder (by which the driver and the GPU are found)
 #   onnxruntime        onnxruntime-gpu flatbuffers packaging protobuf (256 MB; CUDA and cuDNN come with most builds of PyTorch). Never
 #                      beside onnxruntime, whose files it overwrites; it is the control on the CPU too

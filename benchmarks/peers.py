@@ -11,6 +11,7 @@ tells rounds apart in which the machine was busy with something else. `peers_tab
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -28,26 +29,15 @@ from clapsep.export import signals
 from clapsep.export.bench.environment import look_around
 from clapsep.runtime import Bundle, Separator
 from clapsep.runtime.metrics import snr
-from numpy.typing import NDArray
 from official import Official, naive_export, read_official
+from products import SIZES, Array, Peer, products
 from work import work
 
-Array = NDArray[Any]
 CAPTION = "a dog barking"
 KINDS = (("onnxruntime", None), ("openvino", None), ("openvino", "bf16"))
 GPU_KINDS = (("onnxruntime", None), ("tensorrt", None), ("tensorrt-rtx", None))
-SIZES = (4096, 1024, 4096)  # of the product that stands for the machine: rows, inner, columns
 QUERIES = (1, 2, 4, 8)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One way of doing `task`: a call that returns its result, which is compared with the first peer's of the same task."""
-
-    task: str
-    name: str
-    run: Callable[[], Array]
 
 
 @dataclass(frozen=True)
@@ -72,30 +62,6 @@ def inputs_of(separator: Separator) -> Inputs:
     log_mel = family.query_features(clip, family.query_sample_rate, None)
     tokens = {"input_ids": ids, "attention_mask": mask}
     return Inputs(mixture, {**features, "condition": conditions[:1]}, conditions, tokens, log_mel)
-
-
-def products(device: str) -> Iterator[Peer]:
-    """The machine's dense products: 2 · rows · inner · columns operations each."""
-    rows, inner, columns = SIZES
-    for dtype in (torch.float32, torch.bfloat16 if device == "cpu" else torch.float16):
-        a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))
-        yield Peer("product", str(dtype).removeprefix("torch."), on(device, lambda a=a, b=b: a @ b))
-    size = 64 << 20
-    source, target = torch.zeros(size // 4, device=device), torch.empty(size // 4, device=device)
-    yield Peer("copy", "64 MiB", on(device, lambda: target.copy_(source)))
-
-
-def on(device: str, call: Callable[[], torch.Tensor]) -> Callable[[], Array]:
-    """A call that has really ended when it returns; its result is not fetched."""
-
-    def run() -> Array:
-        with torch.inference_mode():
-            call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return np.zeros(0)
-
-    return run
 
 
 def fetched(call: Callable[[], torch.Tensor]) -> Callable[[], Array]:
@@ -125,17 +91,33 @@ def eager(models: Official, x: Inputs, device: str) -> Iterator[Peer]:
         yield from halves(separator, mixture, conditions)
 
 
-def halves(separator: torch.nn.Module, mixture: torch.Tensor, conditions: torch.Tensor) -> Iterator[Peer]:
-    """PyTorch in float16 by autocast on a GPU, eager and with its launches captured."""
-    there = mixture.cuda(), conditions[:1].cuda()
+def halves(separator: torch.nn.Module, mixture: torch.Tensor, conditions: torch.Tensor, device: str = "cuda") -> Iterator[Peer]:
+    """PyTorch in float16 by autocast, eager and, on a GPU, with its launches captured; in bfloat16 on the CPU.
+
+    The weights of linear layers are kept in that type, as autocast would cast them again at each call.
+    """
+    dtype = torch.float16 if device == "cuda" else torch.bfloat16
+    name = f"PyTorch autocast {str(dtype).removeprefix('torch.')}"
+    lowered = copy.deepcopy(separator)
+    for module in lowered.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(dtype)
+    there = mixture.to(device, copy=True), conditions[:1].to(device)
 
     def call() -> torch.Tensor:
-        with torch.autocast("cuda", torch.float16):
-            return separator(*there)
+        with torch.autocast(device, dtype):
+            return lowered(*there)
 
-    yield Peer("wave", "PyTorch autocast float16", fetched(call))
+    def run() -> torch.Tensor:
+        there[0].copy_(mixture)
+        return call()
+
+    yield Peer("wave", name, fetched(run))
+    if device != "cuda":
+        return
     with torch.inference_mode():
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
                 call()
@@ -149,7 +131,7 @@ def halves(separator: torch.nn.Module, mixture: torch.Tensor, conditions: torch.
         graph.replay()
         return captured
 
-    yield Peer("wave", "PyTorch autocast float16, CUDA graph", fetched(replay))
+    yield Peer("wave", f"{name}, CUDA graph", fetched(replay))
 
 
 def naive(models: Official, x: Inputs, folder: Path, threads: int, device: str) -> Iterator[Peer]:
