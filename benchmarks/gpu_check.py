@@ -145,7 +145,7 @@ def bundles(check: Check, given: list[Path]) -> Iterator[Copy]:
         for precision in ("fp32", "fp16"):
             path = check.scratch / f"demo-{precision}.clapsep"
             if check.run(Row("build", "demo", precision), path).status == "ok":
-                yield examined(check, "demo", precision, path, demo=True)
+                yield examined(check, "demo", precision, path)
     for index, source in enumerate(given):
         row, path = Row("copy", source.resolve().name.removesuffix(".clapsep")), check.scratch / str(index) / "copy.clapsep"
         try:
@@ -154,12 +154,12 @@ def bundles(check: Check, given: list[Path]) -> Iterator[Copy]:
         except (OSError, ValueError, LookupError, TypeError) as error:
             row.status, row.reason = "failed", f"{source} cannot be read as a bundle ({type(error).__name__}: {one_line(error)})"
         if check.add(row).status == "ok":
-            yield examined(check, row.bundle, row.precision, path, demo=False)
+            yield examined(check, row.bundle, row.precision, path)
 
 
-def examined(check: Check, name: str, precision: str, path: Path, *, demo: bool) -> Copy:
-    """With the operations of its network; `demo` says that the demo model's checkpoints are its own."""
-    row = check.run(Row("operations", name, precision), path, demo=demo)
+def examined(check: Check, name: str, precision: str, path: Path) -> Copy:
+    """With the operations of its network."""
+    row = check.run(Row("operations", name, precision), path)
     return Copy(name, precision, path, row.data if row.status == "ok" else {})
 
 

@@ -1,4 +1,4 @@
-"""What the machine can do at most, in PyTorch: dense products, copies; and how many operations a computation has."""
+"""What the machine can do at most: dense products, copies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
 Array = NDArray[Any]
 SIZES = (4096, 1024, 4096)  # of the product that stands for the machine: rows, inner, columns
@@ -31,6 +30,9 @@ def products(device: str, sizes: tuple[int, int, int] = SIZES, copied: int = COP
     for dtype in (torch.float32, torch.bfloat16 if device == "cpu" else torch.float16):
         a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (inner, columns)))
         yield Peer("product", str(dtype).removeprefix("torch."), on(device, lambda a=a, b=b: a @ b))
+    if device == "cpu":
+        x, y = (np.random.default_rng(0).standard_normal(shape, np.float32) for shape in ((rows, inner), (inner, columns)))
+        yield Peer("product", "numpy float32", lambda: (x @ y)[:0])
     source, target = torch.zeros(copied // 4, device=device), torch.empty(copied // 4, device=device)
     yield Peer("copy", f"{copied >> 20} MiB", on(device, lambda: target.copy_(source)))
 
@@ -53,14 +55,3 @@ def on(device: str, call: Callable[[], torch.Tensor]) -> Callable[[], Array]:
         return np.zeros(0)
 
     return run
-
-
-def operations_of(call: Callable[[], Any]) -> float:
-    """Floating-point operations of a call, as PyTorch counts them: products and convolutions, two for each multiplication and addition."""
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not look into fused transformer layers
-    try:
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            call()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(True)
-    return float(counter.get_total_flops())

@@ -18,16 +18,21 @@ import onnx
 from clapsep.runtime import Bundle
 from onnx import TensorProto, helper, shape_inference
 
-PRODUCTS = ("MatMul", "Gemm", "Conv")
+PRODUCTS = ("MatMul", "Gemm")
 FREE = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "Constant")  # no kernel of their own in a compiled graph
 HALF = 2
 
 
-def shapes_of(graph: onnx.GraphProto) -> dict[str, tuple[list[int], int]]:
-    """Shape with batch 1, and bytes of an element, of every value."""
+def shapes_of(path: Path) -> tuple[onnx.GraphProto, dict[str, tuple[list[int], int]]]:
+    """A graph, and shape with batch 1 and bytes of an element of every value."""
+    model = onnx.load(path, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]  # which has the symbolic batch
+    graph = shape_inference.infer_shapes(model, data_prop=True).graph
     values = [*graph.input, *graph.output, *graph.value_info]
-    found = {v.name: ([d.dim_value or 1 for d in v.type.tensor_type.shape.dim], _bytes(v.type.tensor_type.elem_type)) for v in values}
-    return found | {t.name: (list(t.dims), _bytes(t.data_type)) for t in graph.initializer}
+    found = {v.name: ([d.dim_value for d in v.type.tensor_type.shape.dim], _bytes(v.type.tensor_type.elem_type)) for v in values}
+    return graph, found | {t.name: (list(t.dims), _bytes(t.data_type)) for t in graph.initializer}
 
 
 def _bytes(kind: int) -> int:
@@ -35,9 +40,13 @@ def _bytes(kind: int) -> int:
 
 
 def work(path: Path) -> dict[str, Any]:
-    """Operations by the width of the type that they are done in, weights, activations, and kernels before any fusion."""
-    graph = shape_inference.infer_shapes(onnx.load(path, load_external_data=False)).graph
-    shapes, weights = shapes_of(graph), {t.name for t in graph.initializer}
+    """Operations by the width of the type that they are done in, weights, activations, and kernels before any fusion.
+
+    Raises:
+        ValueError: a product's shapes are not known.
+    """
+    graph, shapes = shapes_of(path)
+    weights = {t.name for t in graph.initializer}
     operations: Counter[str] = Counter()
     moved = around_products = 0
     for node in graph.node:
@@ -45,6 +54,8 @@ def work(path: Path) -> dict[str, Any]:
         size = sum(math.prod(shapes[name][0]) * shapes[name][1] for name in names)
         moved += 0 if node.op_type in FREE else size
         if node.op_type in PRODUCTS:
+            if any(0 in shapes.get(name, ([0], 0))[0] for name in (*node.input[:2], *node.output)):
+                raise ValueError(f"{path.name}: the shapes of the product {node.output[0]} are not known")
             around_products += size
             inner = shapes[node.input[0]][0][-1]
             kind = "half" if shapes[node.output[0]][1] == HALF else "single"

@@ -52,7 +52,7 @@ def test_few_casts_and_few_nodes_in_float32(half_bundle, bundle):
     for name, graph in Bundle.open(half_bundle).manifest.graphs.items():
         assert graph.precision == "fp16"
         assert len(graph.fp32_nodes) <= 24
-            assert graph.nodes - whole.graphs[name].nodes <= 30, "casts"
+        assert graph.nodes - whole.graphs[name].nodes <= 30, "casts"
         assert graph.data.size < 0.52 * whole.graphs[name].data.size
         assert (graph.inputs, graph.outputs) == (whole.graphs[name].inputs, whole.graphs[name].outputs)
 
