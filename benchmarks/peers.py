@@ -146,7 +146,7 @@ def ours(bundle: Bundle, x: Inputs, kind: str, precision: str | None, threads: i
     """Every route of one engine kind, queries, and the encoders."""
     name = " ".join(filter(None, (kind, precision)))
     options: dict[str, Any] = {"precision": precision, "threads": threads, "device": device}
-    split = Separator(bundle, kind, **options)
+    split = Separator(bundle, kind, route="split", **options)
     for route in ("fused", "waveform"):
         try:
             separator = Separator(bundle, kind, route=route, **options)

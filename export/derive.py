@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..runtime.errors import ExportError
 from ..runtime.manifest import GraphEntry
 from .family import Cut, Derived, Variant, Wrap
 from .graph import inspect_graph, trace
@@ -75,6 +76,9 @@ def _wrap(path: Path, spec: Wrap) -> ir.Model:
 def _vary(path: Path, spec: Variant, source: GraphEntry) -> ir.Model:
     model = trace(spec.spec)
     if source.precision == "fp16":
+        missing = set(source.fp32_nodes) - {str(node.name) for node in model.graph}
+        if missing:
+            raise ExportError(f"{spec.name} has not the nodes of {spec.source} that stay in float32, {min(missing)} first; report it")
         convert(model, source.fp32_nodes)
     tensors = (value.const_value for value in ir.load(path).graph.initializers.values())
     stored = {_content(tensor): tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}

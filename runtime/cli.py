@@ -157,11 +157,12 @@ def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], f
         raise InputError(f"{output} cannot be the directory for {len(mixtures) * max(len(names), 1)} outputs; give a directory")
     jobs = [(source, _files(source, names, output) if into else [output]) for source in mixtures]
     targets = [target for _, outputs in jobs for target in outputs]
+    there = {source.resolve() for source in mixtures}
     for source, target in ((source, target) for source, outputs in jobs for target in outputs):
         if not source.is_file():
             raise InputError(f"{source} is not a file; check the path")
-        if target.exists() and source.exists() and target.samefile(source):
-            raise InputError(f"{target} would overwrite its own mixture; choose another output")
+        if target.resolve() in there:
+            raise InputError(f"{target} would overwrite a mixture; choose another output")
         if target.exists() and not force:
             raise OutputExists(f"{target} exists; choose another name or pass --force")
         if targets.count(target) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -128,7 +129,13 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
             f"{where} has schema version {data.get('schema_version')!r} and this version reads {SCHEMA_VERSION}; "
             "install the clapsep-export that wrote it, or build the bundle again"
         )
-    return _decode(Manifest, data, where)
+    manifest = _decode(Manifest, data, where)
+    odd = [name for name in manifest.graphs if not re.fullmatch(r"[a-z0-9_]{1,64}", name)]
+    if odd:  # names become parts of paths
+        raise ManifestError(f"{where} has a graph {odd[0]!r}, whose name is not of small letters, digits and _; build the bundle again")
+    if manifest.max_batch < 1:
+        raise ManifestError(f"{where} has max_batch {manifest.max_batch}, which is no batch; build the bundle again")
+    return manifest
 
 
 def _refuse_constant(name: str) -> None:

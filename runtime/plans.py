@@ -73,6 +73,8 @@ def _check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, 
     graphs = bundle.manifest.graphs
     device = engine_class(kind).device(options)
     one, several = plan_routes(graphs, route, device, options.precision)
+    if engine_class(kind).plans == "required" and route not in (None, *plan_routes(graphs, None, device, options.precision)):
+        raise EngineUnavailable(f"plans are not made for the route {route} with engine {kind}; leave the route out", "no-plan")
     plans = check(bundle, kind, options, machine, graphs_of(graphs, device, one, several))
     return Choice(
         kind, options, plans, f"{why}, by the route {one}" + (f" ({several} for several queries)" if one != several else ""), one, several

@@ -131,7 +131,7 @@ def plan_routes(graphs: Collection[str], wanted: str | None, device: str, precis
     """
     there = available(graphs)
     if wanted is not None:
-        if wanted not in ROUTES:
+        if not isinstance(wanted, str) or wanted not in ROUTES:
             raise QueryError(f"there is no route '{wanted}'; choose one of: {', '.join(ROUTES)}")
         if wanted not in there:
             raise BundleError(f"the bundle has no graphs for the route '{wanted}', only for {', '.join(there)}; build it again")

@@ -17,7 +17,7 @@ from .audio import check_rate, check_samples, fit_length, headroom_gain, resampl
 from .bundle import Bundle
 from .clap import CROPS
 from .dsp import Float32
-from .errors import AudioError, QueryError
+from .errors import AudioError, EngineUnavailable, QueryError
 from .family import open_family
 from .plans import SHORT_TEXT, Choice, choose, needs_gpu
 from .query import Clip, Query, QueryEncoder, as_query
@@ -50,6 +50,8 @@ class Engines:
             return self._engines[graph]
 
     def _open(self, graph: str) -> Engine:
+        if graph not in self._choice.plans and engine_class(self._choice.kind).plans == "required":
+            raise EngineUnavailable(f"engine {self._choice.kind} has no plan of {graph}; take another route", "no-plan")
         plan = self._choice.plans.get(graph)
         path = self._bundle.graph(graph) if plan is None else self._bundle.file(plan.plan)
         return self._open_file(self._choice.kind, path, self._choice.options)
@@ -189,7 +191,8 @@ class Separator:
         """
         if condition is not None and (positive is not None or negative is not None):
             raise QueryError("both a condition and a query were given; give one of them")
-        return self.separate_many(mixture, sample_rate, [(positive, negative) if condition is None else condition])[0]
+        question = (positive, negative) if condition is None else self._checked_condition(condition)
+        return self.separate_many(mixture, sample_rate, [question])[0]
 
     def separate_many(self, mixture: NDArray[Any], sample_rate: int, queries: Sequence[Question]) -> Float32:
         """Ask one mixture several questions; what does not depend on the question is computed once (the `split` graphs).
@@ -205,7 +208,7 @@ class Separator:
             AudioError, QueryError, EngineError
         """
         samples, sample_rate = check_samples(mixture, "the mixture"), check_rate(sample_rate, "the mixture")
-        if isinstance(queries, str) or not len(queries):
+        if not isinstance(queries, list | tuple | np.ndarray) or not len(queries):
             raise QueryError("queries must be a list of at least one question; put a single query into a list")
         conditions = np.stack([self._condition_of(question) for question in queries])
         gain = np.float32(headroom_gain(samples))  # the model knows mixtures within [-1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,8 @@ def run(request: Request, command: str, progress: Callable[[str], None]) -> None
     if result is None and request.bundle is not None:
         result = measure(request.bundle, request.settings(), command, progress)
     assert result is not None
-    _write(request, result)
     click.echo(table(result))
+    _write(request, result)
     for warning in warnings(result):
         log.warning("%s", warning)
     if old is not None and request.old is not None:
@@ -108,6 +109,8 @@ def _check_outputs(request: Request) -> None:
             raise OutputExists(f"{path} exists; choose another name{'' if path.is_dir() else ' or pass --force'}")
         if not path.parent.is_dir():
             raise OutputError(f"{path} cannot be written, as {path.parent} is no directory; make it, or choose another place")
+        if not os.access(path.parent, os.W_OK):
+            raise OutputError(f"{path} cannot be written, as {path.parent} is not writable; choose another place")
     if request.html_out is not None:
         load_matplotlib()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engines import EngineOptions, engine_class, open_engine, this_machine
+from ...engines import KINDS, EngineOptions, engine_class, open_engine, this_machine
 from ...runtime.bundle import Bundle
 from ...runtime.dsp import Float32
 from ...runtime.errors import InputError
@@ -38,6 +38,8 @@ class Variant:
             InputError: what follows the kind is neither a device nor a precision.
         """
         kind, *rest = text.split(":")
+        if kind not in KINDS:
+            raise InputError(f"--engine {text} names no engine kind; choose one of: {', '.join(KINDS)}")
         chosen = {"device": device, "precision": precision}
         for word in rest:
             if word not in ("cpu", "cuda", "bf16"):

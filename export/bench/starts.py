@@ -95,7 +95,7 @@ def main(request: dict[str, Any]) -> dict[str, float]:
     free = _gpu_free(separator)
     first, _ = _timed(lambda: _first_result(separator, request["text"]))
     done = time.perf_counter()
-    sizes = {**_memory(), "gpu": free - _gpu_free(separator)}
+    sizes = {**_memory(), "gpu": max(free - _gpu_free(separator), 0)}
     return {"import": importing, "open": opening, "first": first, "done": done, **sizes}
 
 

@@ -313,8 +313,9 @@ class ClapsepModel(Model):
         before = GraphSpec("before", FrontEnd(self.signal), {"mixture": mixture}, ("magnitude", "log_mel", "bins"))
         bins = torch.randn(2, 2, 2, self.signal.frames, (self.signal.bins + 1) // 2)
         after = GraphSpec("after", back, {**{name: self._example_map() for name in self.maps}, "bins": bins}, ("target",))
+        short = [Variant("text_encoder_short", "text_encoder", self._text_encoder(SHORT))]
         return [
-            Variant("text_encoder_short", "text_encoder", self._text_encoder(SHORT)),
+            *(short if self.config.clap.text.context > SHORT else []),
             Cut("mixture_encoder", "separator", ("magnitude", "log_mel"), self.features),
             Cut("film", "separator", ("condition",), ("film",)),
             Cut("mask_decoder", "separator", (*self.features, "film"), self.maps),

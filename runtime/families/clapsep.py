@@ -15,7 +15,7 @@ from ..clap import CROPS, ClapFrontEnd
 from ..dsp import Complex, Float32
 from ..errors import QueryError
 from ..family import Family
-from ..manifest import Manifest, decode
+from ..manifest import GraphEntry, Manifest, decode
 from ..resampler import resample_2_3
 from ..scratch import Pool
 from ..stft import Stft
@@ -88,6 +88,11 @@ class QueryRule:
             raise ValueError(f"crop must be one of {CROPS}")
 
 
+def _require(graph: str, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    if found != wanted:
+        raise ValueError(f"graph '{graph}' has {dict(found)} where other graphs and the constants say {dict(wanted)}")
+
+
 class Clapsep(Family):
     """CLAPSep bound to one bundle's constants."""
 
@@ -121,6 +126,35 @@ class Clapsep(Family):
             found = [t.shape[1:] for t in (*graph.inputs, *graph.outputs)]
             if found[: len(shapes)] != shapes:
                 raise ValueError(f"graph '{name}' has {found} where the constants say {shapes}")
+        self._compare_graphs_with_each_other(manifest.graphs)
+
+    def _compare_graphs_with_each_other(self, graphs: Mapping[str, GraphEntry]) -> None:
+        """What one graph passes on to another, and what stands in for a graph of the contract, must be what it takes, or gives."""
+        maps = graphs["separator"].outputs
+        if [t.name for t in maps] not in (["mask"], ["mask", "mask_cos", "mask_sin"]) or len({t.shape for t in maps}) > 1:
+            raise ValueError(f"graph 'separator' gives {[t.name for t in maps]} and not a mask, or a mask with its rotation")
+        by_name = {name: {t.name: t for t in (*graph.inputs, *graph.outputs)} for name, graph in graphs.items()}
+        contract = by_name["separator"]
+        size, window = 2 * self.embedding_size, (self.window_samples,)
+        if "separator_waveform" in graphs:
+            found = {name: t.shape[1:] for name, t in by_name["separator_waveform"].items()}
+            _require("separator_waveform", found, {"mixture": window, "condition": (size,), "target": window})
+        if "text_encoder_short" in graphs:
+            found = {name: t.shape[1:] for name, t in by_name["text_encoder_short"].items()}
+            (tokens,) = found.get("input_ids", ()) or (0,)
+            if not isinstance(tokens, int) or not 0 < tokens < self.query.context:
+                raise ValueError(f"graph 'text_encoder_short' is not a text encoder of fewer than {self.query.context} tokens")
+            wanted = {"input_ids": (tokens,), "attention_mask": (tokens,), "embedding": (self.embedding_size,)}
+            _require("text_encoder_short", found, wanted)
+        if {"mixture_encoder", "film", "mask_decoder"} <= set(graphs):
+            encoder, film, decoder = (graphs[name] for name in ("mixture_encoder", "film", "mask_decoder"))
+            _require("mixture_encoder", {t.name: t for t in encoder.inputs}, {n: contract[n] for n in ("magnitude", "log_mel")})
+            _require("film", {t.name: t.shape[1:] for t in film.inputs}, {"condition": (size,)})
+            passed = {t.name: t for t in (*encoder.outputs, *film.outputs)}
+            _require("mask_decoder", {t.name: t for t in decoder.inputs}, passed)
+            _require("mask_decoder", {t.name: t for t in decoder.outputs}, {t.name: t for t in maps})
+            if [t.name for t in film.outputs] != ["film"]:
+                raise ValueError("graph 'film' does not give 'film'")
 
     def features(self, windows: Float32) -> tuple[dict[str, Float32], Complex]:
         """Paper section III-A: magnitude at 32 kHz for the mask net, log-mel at 48 kHz for the encoder."""

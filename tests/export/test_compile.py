@@ -57,7 +57,7 @@ def state(path):
 def test_the_command_adds_plans_and_proves_them(run, copy):
     graphs = {p: p.read_bytes() for p in (copy / "graphs").iterdir()}
     done = run("clapsep-export", "compile", copy, "--engine", "openvino")
-    assert done.stdout.count("✓") == 56
+    assert done.stdout.count("✓") == 58
     manifest = Bundle.open(copy).manifest
     assert [plan.graph for plan in manifest.plans] == list(GRAPHS)
     assert [plan.plan.file for plan in manifest.plans] == [f for g in GRAPHS for f in plans(copy) if f"/{g}." in f]

@@ -30,11 +30,11 @@ def accept(bundle, name):
 def test_verify_passes_on_an_honest_bundle(run, demo_bundle):
     before = {p: p.read_bytes() for p in demo_bundle.rglob("*") if p.is_file()}
     done = run("clapsep-export", "verify", demo_bundle)
-    assert done.stdout.count("✓") == 56
+    assert done.stdout.count("✓") == 58
     assert "✗" not in done.stdout
     assert {p: p.read_bytes() for p in demo_bundle.rglob("*") if p.is_file()} == before
     rows = json.loads(run("clapsep-export", "verify", demo_bundle, "--json").stdout)
-    assert len(rows) == 56
+    assert len(rows) == 58
     assert all(row["passed"] for row in rows)
 
 

@@ -73,7 +73,7 @@ def reports(half_bundle, bundle, tmp_path_factory) -> dict[tuple[str, str], Buil
 
 def test_every_graph_compiles_for_three_generations_of_gpus(reports):
     assert len(reports) == 6
-    assert reports["separator_waveform", "fp32"].layers < 1950, "the naive network alone becomes more than 5,000"
+    assert reports["separator_waveform", "fp32"].layers < 2100, "the naive network alone becomes more than 5,000"
     for report in reports.values():
         assert report.target.compute_capabilities == CAPABILITIES
         assert report.size > 1e6

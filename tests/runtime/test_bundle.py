@@ -204,3 +204,44 @@ def test_any_field_may_hold_anything(demo_bundle, data):
 def test_any_bytes_are_refused(content):
     with pytest.raises(e.ManifestError):
         parse_manifest(content, "m")
+
+
+def rename(graph, side, old, new):
+    def change(data):
+        (tensor,) = (t for t in data["graphs"][graph][side] if t["name"] == old)
+        tensor["name"] = new
+
+    return change
+
+
+def reshape(graph, side, name, shape):
+    def change(data):
+        (tensor,) = (t for t in data["graphs"][graph][side] if t["name"] == name)
+        tensor["shape"] = shape
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (rename("mask_decoder", "outputs", "mask", "foo"), "mask_decoder"),
+        (rename("separator", "outputs", "mask", "foo"), "separator"),
+        (rename("film", "outputs", "film", "foo"), "mask_decoder"),
+        (rename("mixture_encoder", "outputs", "spectrum", "foo"), "mask_decoder"),
+        (reshape("mask_decoder", "outputs", "mask", ["batch", 251, 512]), "mask_decoder"),
+        (reshape("mixture_encoder", "inputs", "magnitude", ["batch", 250, 513]), "mixture_encoder"),
+        (reshape("separator_waveform", "outputs", "target", ["batch", 1 << 40]), "separator_waveform"),
+        (reshape("film", "inputs", "condition", ["batch", 255]), "film"),
+        (reshape("text_encoder_short", "inputs", "input_ids", []), "text_encoder_short"),
+        (reshape("text_encoder_short", "inputs", "attention_mask", ["batch", "n"]), "text_encoder_short"),
+        (lambda m: m["graphs"]["text_encoder_short"].update(inputs=[]), "text_encoder_short"),
+        (lambda m: m.update(max_batch=0), "max_batch 0"),
+        (lambda m: m["graphs"].update({"../escaped": m["graphs"]["film"]}), "'../escaped'"),
+    ],
+)
+def test_graphs_that_do_not_fit_together_are_refused_when_a_bundle_is_opened(copy, change, words):
+    """A decoder whose mask had another name would give the mixture, unmasked."""
+    edit(copy, change)
+    with pytest.raises(e.ManifestError, match=words.replace(".", r"\.")):
+        Separator(copy)

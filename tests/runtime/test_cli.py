@@ -69,7 +69,7 @@ def failures(tmp_path, wav, demo):
         "bad overlap": ([demo, good, *ask, "--overlap", "5", "-o", out], 2, ["overlap of 5"]),
         "nan overlap": ([demo, good, *ask, "--overlap", "nan", "-o", out], 2, ["overlap of nan"]),
         "taken output": ([demo, good, *ask, "-o", tmp_path / "taken.wav"], 2, ["taken.wav", "--force"]),
-        "output is input": ([demo, good, *ask, "--force", "-o", good], 2, ["overwrite its own mixture"]),
+        "output is input": ([demo, good, *ask, "--force", "-o", good], 2, ["overwrite a mixture"]),
         "same name twice": ([demo, good, good, *ask, "-o", tmp_path / "dir"], 2, ["two mixtures"]),
         "unknown extension": ([demo, good, *ask, "-o", tmp_path / "out.doc"], 2, ["out.doc", ".flac"]),
         "no such folder": ([demo, good, *ask, "-o", tmp_path / "no" / "out.wav"], 2, ["not a directory"]),
@@ -82,6 +82,11 @@ def failures(tmp_path, wav, demo):
         "target as a path": ([demo, good, "--target", "../dog=a dog", "-o", out], 2, ["is not NAME=TEXT"]),
         "target twice": ([demo, good, "--target", "dog=a", "--target", "dog=b", "-o", out], 2, ["dog was given twice"]),
         "target beside positive": ([demo, good, *ask, "--target", "dog=a dog", "-o", tmp_path / "dir"], 2, ["--target was given with"]),
+        "target over a mixture": (
+            [demo, good, wav("good.x.wav"), "--target", "x=a", "--force", "-o", tmp_path],
+            2,
+            ["good.x.wav", "overwrite a mixture"],
+        ),
         "targets into a file": ([demo, good, "--target", "dog=a dog", "-o", out], 2, ["give a directory"]),
         "missing query audio": ([demo, good, "--positive-audio", tmp_path / "q.wav", "-o", out], 2, ["q.wav"]),
     }
@@ -113,6 +118,7 @@ NAMES = [
     "target as a path",
     "target twice",
     "target beside positive",
+    "target over a mixture",
     "targets into a file",
     "missing query audio",
 ]

@@ -94,6 +94,13 @@ def test_auto_takes_the_fastest_that_passes_and_says_why(bundle, target):
     assert choose(with_plans(bundle, target), "auto", EngineOptions(device="cpu"), ADA).kind == "openvino"
 
 
+def test_routes_for_which_no_plans_are_made(bundle, target):
+    with pytest.raises(EngineUnavailable, match="plans are not made for the route fused with engine tensorrt-rtx; leave") as refused:
+        choose(with_plans(bundle, target), "tensorrt-rtx", ANY, ADA, "fused")
+    assert refused.value.reason == "no-plan"
+    assert choose(with_plans(bundle, target), "tensorrt-rtx", ANY, ADA, "split").one == "split"
+
+
 def test_auto_without_anything(bundle):
     with pytest.raises(EngineUnavailable, match=r"no engine can run .* here, not tensorrt on cuda \(.*clapsep-export doctor") as refused:
         choose(bundle, "auto", EngineOptions(device="cuda"), replace(HERE, cuda=None, trouble="", gpus=()))

@@ -45,6 +45,7 @@ def test_conditions_are_questions_too(routes):
     condition = separator.condition("rain", "wind")
     found = separator.separate_many(noise(1000), 32000, [condition, ("rain", "wind")])
     np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(separator.separate(noise(1000), 32000, condition=condition.tolist()), found[0])
 
 
 def test_a_mixture_is_encoded_once_and_a_condition_projected_once(demo_bundle, monkeypatch):
@@ -77,7 +78,9 @@ def test_windows_in_batches(demo_bundle, separator, batch):
     assert snr(separator.separate_many(x, 32000, QUESTIONS[:2]), together) > 110
 
 
-@pytest.mark.parametrize("queries", [[], "rain", [None], [("rain", None, "wind")], [3], [np.zeros(5, np.float32)]])
+@pytest.mark.parametrize(
+    "queries", [[], "rain", None, Query("rain"), iter(["rain"]), [None], [("rain", None, "wind")], [3], [np.zeros(5, np.float32)]]
+)
 def test_questions_that_are_none(separator, queries):
     with pytest.raises(QueryError):
         separator.separate_many(noise(100), 32000, queries)
@@ -95,6 +98,8 @@ def test_where_the_routes_lead():
 def test_routes_that_cannot_be_taken(demo_bundle):
     with pytest.raises(QueryError, match="no route 'direct'; choose one of: fused, split, waveform"):
         Separator(demo_bundle, route="direct")
+    with pytest.raises(QueryError, match="no route"):
+        Separator(demo_bundle, route=["split"])
     with pytest.raises(BundleError, match="no graphs for the route 'split', only for fused"):
         plan_routes(("separator",), "split", "cpu", None)
     with pytest.raises(EngineUnavailable, match="compute its transforms in bf16") as refused:
