@@ -1,4 +1,4 @@
-"""TensorRT-RTX plans of a bundle's graphs, compiled without a GPU: layers, share of float16, time, size, and the same bytes again.
+"""TensorRT-RTX plans of the graphs that a GPU runs, compiled without one: layers, share of float16, time, size, the same bytes again.
 
 Usage: python benchmarks/plans.py BUNDLE.clapsep... [--compute-capability X.Y]... [--json FILE]
 """
@@ -20,6 +20,7 @@ from typing import Any
 from clapsep.engines import PlanSettings
 from clapsep.engines.tensorrt_builder import build
 from clapsep.runtime import Bundle
+from clapsep.runtime.plans import graphs_of
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
 PACKAGES = ("tensorrt_rtx", "polygraphy", "clapsep-export")
@@ -60,7 +61,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for bundle in map(Bundle.open, args.bundles):
-            rows += [observe(bundle, graph, capabilities, Path(folder)) for graph in bundle.manifest.graphs]
+            graphs = graphs_of(bundle.manifest.graphs, "cuda", "waveform", "split")
+            rows += [observe(bundle, graph, capabilities, Path(folder)) for graph in graphs]
     show(rows)
     if args.json:
         about = {"python": platform.python_version(), "cpus": os.cpu_count(), **{name: version(name) for name in PACKAGES}}
