@@ -35,9 +35,9 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     yield f"condition  {', '.join(f'{name} {v}' for name, v in m.condition.items())}"
     yield f"query      {', '.join(f'{name} {len(v) if isinstance(v, list) else v}' for name, v in m.query.items())}"
     for name, g in m.graphs.items():
-        size = g.graph.size + (g.data.size if g.data else 0)
+        weights = f", weights in {g.data.file} ({g.data.size / 1e6:.1f} MB)" if g.data else ""
         float32 = f" ({len(g.fp32_nodes)} in float32)" if g.fp32_nodes else ""
-        yield f"graph      {name}: {g.precision}, opset {g.opset}, {g.nodes} nodes{float32}, {size / 1e6:.1f} MB"
+        yield f"graph      {name}: {g.precision}, opset {g.opset}, {g.nodes} nodes{float32}, {g.graph.size / 1e6:.1f} MB{weights}"
         yield f"           {_tensors(g.inputs)} → {_tensors(g.outputs)}"
     for plan in m.plans:
         yield f"plan       {plan.graph}: {plan.kind} {plan.precision}, {plan.plan.size / 1e6:.1f} MB, for {plan.target}"

@@ -127,7 +127,7 @@ def separate(
     """Separate each MIXTURE with BUNDLE; rate, length and channels stay as they are."""
     if targets and (positive or positive_audio):
         raise InputError("--target was given with --positive or --positive-audio; name that one too, or leave the others out")
-    jobs = _outputs(mixtures, output, tuple(targets), force)
+    jobs = _outputs(mixtures, output, tuple(targets), {path.resolve() for path in (*positive_audio, *negative_audio)}, force)
     options: dict[str, Any] = {"device": device, "precision": precision, "cuda_graph": cuda_graph, "threads": threads}
     separator = Separator(bundle, engine, **options, normalize=normalize, crop=crop, overlap=overlap)
     if engine == AUTO:
@@ -150,7 +150,7 @@ def _name(job: Job | None) -> str | None:
     return None if job is None else str(job[0])
 
 
-def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], force: bool) -> list[Job]:
+def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], clips: set[Path], force: bool) -> list[Job]:
     """Every mixture with the files of its targets; everything that can be refused is refused before anything is computed."""
     into = output.is_dir() or len(mixtures) > 1 or bool(names) or not output.suffix
     if into and not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in audio.FORMATS):
@@ -163,6 +163,8 @@ def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], f
             raise InputError(f"{source} is not a file; check the path")
         if target.resolve() in there:
             raise InputError(f"{target} would overwrite a mixture; choose another output")
+        if target.resolve() in clips:
+            raise InputError(f"{target} would overwrite an example of a query; choose another output")
         if target.exists() and not force:
             raise OutputExists(f"{target} exists; choose another name or pass --force")
         if targets.count(target) > 1:

@@ -222,7 +222,7 @@ class Separator:
     def _condition_of(self, question: Question) -> Float32:
         if isinstance(question, np.ndarray):
             return self._checked_condition(question)
-        positive, negative = question if isinstance(question, tuple) and len(question) == 2 else (question, None)
+        positive, negative = question if isinstance(question, tuple | list) and len(question) == 2 else (question, None)
         return self._checked_condition(self.condition(positive, negative))  # pyright: ignore[reportArgumentType]
 
     def _separate_channel(self, x: Float32, sample_rate: int, conditions: Float32) -> Float32:

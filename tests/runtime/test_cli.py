@@ -87,6 +87,11 @@ def failures(tmp_path, wav, demo):
             2,
             ["good.x.wav", "overwrite a mixture"],
         ),
+        "output is a clip": (
+            [demo, good, "--positive-audio", tmp_path / "taken.wav", "--force", "-o", tmp_path / "taken.wav"],
+            2,
+            ["taken.wav", "overwrite an example"],
+        ),
         "targets into a file": ([demo, good, "--target", "dog=a dog", "-o", out], 2, ["give a directory"]),
         "missing query audio": ([demo, good, "--positive-audio", tmp_path / "q.wav", "-o", out], 2, ["q.wav"]),
     }
@@ -119,6 +124,7 @@ NAMES = [
     "target twice",
     "target beside positive",
     "target over a mixture",
+    "output is a clip",
     "targets into a file",
     "missing query audio",
 ]

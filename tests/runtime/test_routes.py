@@ -43,7 +43,7 @@ def test_many_queries_are_each_alone(routes, route):
 def test_conditions_are_questions_too(routes):
     separator = routes["split"]
     condition = separator.condition("rain", "wind")
-    found = separator.separate_many(noise(1000), 32000, [condition, ("rain", "wind")])
+    found = separator.separate_many(noise(1000), 32000, [condition, ["rain", "wind"]])  # as from JSON
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(separator.separate(noise(1000), 32000, condition=condition.tolist()), found[0])
 
@@ -79,7 +79,8 @@ def test_windows_in_batches(demo_bundle, separator, batch):
 
 
 @pytest.mark.parametrize(
-    "queries", [[], "rain", None, Query("rain"), iter(["rain"]), [None], [("rain", None, "wind")], [3], [np.zeros(5, np.float32)]]
+    "queries",
+    [[], "rain", None, Query("rain"), {"rain": "rain"}, iter(["rain"]), [None], [("rain", None, "wind")], [3], [np.zeros(5, np.float32)]],
 )
 def test_questions_that_are_none(separator, queries):
     with pytest.raises(QueryError):
