@@ -139,6 +139,13 @@ def test_compare_by_hand():
     require(changes, 1.5, OLD)
 
 
+def test_noise_is_no_regression():
+    """A neighbour raises the median and not the best; slower code raises both."""
+    old = result(case([1.0, 1.0, 1.0, 1.0, 1.0]))
+    assert [c.worse(1.15) for c in compare(result(case([1.0, 1.0, 3.0, 3.0, 3.0])), old, OLD)] == [False]
+    assert [c.worse(1.15) for c in compare(result(case([1.2, 1.2, 3.0, 3.0, 3.0])), old, OLD)] == [True]
+
+
 def test_the_worst_regression_is_named():
     slow, slower = (dataclasses.replace(STEADY, observations=(factor,) * 5) for factor in (2.0, 3.0))
     old = result(STEADY, dataclasses.replace(STEADY, name="other"))

@@ -167,3 +167,12 @@ def test_impossible_metadata(files, hyper):
     checkpoint.metadata.update(hyper)
     with pytest.raises(CheckpointError):
         open_model(clap, checkpoint)
+
+
+def test_a_short_context_needs_no_graph_for_short_texts(files, monkeypatch):
+    from clapsep.export.families import clapsep
+
+    model = open_model(*read(files))
+    assert "text_encoder_short" in {spec.name for spec in model.derived()}
+    monkeypatch.setattr(clapsep, "SHORT", 77)
+    assert "text_encoder_short" not in {spec.name for spec in model.derived()}
