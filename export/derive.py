@@ -45,6 +45,9 @@ def _cut(path: Path, spec: Cut) -> ir.Model:
     model = ir.load(path)
     graph = ir.convenience.extract(model.graph, list(spec.inputs), list(spec.outputs))
     graph.name = spec.name
+    constants = sorted(graph.initializers.items())  # they come in another order in every process
+    graph.initializers.clear()
+    graph.initializers.update(constants)
     float32_inputs(graph)
     float32_outputs(graph)
     return ir.Model(graph, ir_version=model.ir_version, producer_name=model.producer_name)

@@ -134,7 +134,7 @@ def test_a_failed_gate_publishes_nothing(files, tmp_path, monkeypatch):
     from clapsep.export import gates
 
     monkeypatch.setitem(gates.LIMITS, "waveform SNR dB", (">=", {"fp32": 200}))
-    with pytest.raises(GateError, match=r"first separator P: waveform SNR dB is \d+.* and must be >= 200; no bundle was written"):
+    with pytest.raises(GateError, match=r"first fused P: waveform SNR dB is \d+.* and must be >= 200; no bundle was written"):
         build(tmp_path / "x.clapsep", request(files), lambda _: None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["files"]
 
