@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from clapsep.export import torch_dsp
 from clapsep.export.clap import AudioEncoder, TextEncoder
-from clapsep.export.clapsep import SILENCE_DB, Separator
+from clapsep.export.clapsep import Separator
 from clapsep.export.demo import CONFIG, DSP
 from clapsep.export.families.clapsep import TUNED
 from clapsep.runtime.tokenizer import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .bank import Bank, make_bank
 from .clips import Clips
@@ -92,13 +91,10 @@ class Model(nn.Module):
         with torch.no_grad():
             spectrum = torch_dsp.stft(batch.mixtures, DSP.n_fft, DSP.hop)
             mels = log_mels(batch.mixtures.numpy())
-            branch = self.separator.audio_branch
-            padded = F.pad(mels, (0, 0, 0, branch.config.frames - mels.shape[1]), value=SILENCE_DB)
-            padded = branch.bn0(padded)
-        magnitude = spectrum.abs()
+        decoder = self.separator.decoder_model
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            features = [f.repeat_interleave(repeats, 0) for f in branch(padded)]
-            logits = self.separator.decoder_model(features, magnitude.repeat_interleave(repeats, 0), batch.conditions)
+            projected = [p.repeat_interleave(repeats, 0) for p in self.separator.encode(spectrum.abs(), mels)]
+            logits = decoder(projected, decoder.coefficients(batch.conditions))
         mask = logits.float().sigmoid()
         return istft(spectrum.repeat_interleave(repeats, 0) * mask, DSP.n_fft, DSP.hop, DSP.window_samples)
 
