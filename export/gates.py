@@ -108,15 +108,16 @@ def _separation(separator: Separator, golden: Golden) -> Iterator[Measurement]:
 
 def _hard(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     """Signals on which engines overflow or divide by zero; one run of the whole batch, one of its last row alone."""
-    windows, condition = as_float(golden.hard), golden.condition[0]
-    found = separator.separate_windows(windows, condition[None])[0]
-    alone = separator.separate_windows(windows[-1:], condition[None])[0, 0]
-    route = separator.choice.one
-    yield route, "batch against single, max error", float(np.max(np.abs(alone - found[-1])))
-    if route != "waveform":
-        maps = separator.maps(windows, condition)
+    windows, condition, route = as_float(golden.hard), golden.condition[0], separator.choice.one
+    if route == "waveform":
+        found = separator.separate_windows(windows, condition[None])[0]
+    else:
+        maps, (_, context) = separator.maps(windows, condition), separator.family.features(windows)
+        found = separator.family.reconstruct(maps, context)
         yield route, "mask values not finite", float(sum(np.sum(~np.isfinite(values)) for values in maps.values()))
         yield route, "mask below 0 or above 1", float(np.sum((maps["mask"] < 0) | (maps["mask"] > 1)))
+    alone = separator.separate_windows(windows[-1:], condition[None])[0, 0]
+    yield route, "batch against single, max error", float(np.max(np.abs(alone - found[-1])))
     for name, wanted, wave in zip(golden.hard_names, golden.hard_target, found, strict=True):
         if np.any(wanted):
             yield f"{route} {name}", "hard-signal SNR dB", snr(wanted, wave)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .audio import check_rate, check_samples, read_audio, to_mono
+from .cache import Cache
 from .dsp import Float32
 from .errors import QueryError
 from .family import Family
@@ -81,7 +81,7 @@ class QueryEncoder:
         self._family, self._open_tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
         self._short_context = short_context  # tokens that the graph for short texts takes; 0 if there is none
         self._words = None if words is None else set(words)  # those that a small model was trained on
-        self._cache: OrderedDict[str, Float32] = OrderedDict()
+        self._cache = Cache(CACHE_SIZE)
         self._lock = Lock()
 
     @cached_property
@@ -93,7 +93,7 @@ class QueryEncoder:
         """Unit embeddings [n, embedding] of n texts."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise QueryError("texts must be a list of str; put a single text into a list")
-        return self._stack([self._cached("text:" + text, lambda t=text: self._encode_text(t)) for text in texts])
+        return self._stack([self._cache.get("text:" + text, lambda t=text: self._encode_text(t)) for text in texts])
 
     def audio(self, clips: Sequence[Clip]) -> Float32:
         """Unit embeddings [n, embedding] of n clips."""
@@ -149,23 +149,10 @@ class QueryEncoder:
             samples, rate = check_samples(clip[0], "an audio query"), check_rate(clip[1], "an audio query")
         mono = np.ascontiguousarray(to_mono(samples))
         key = f"audio:{rate}:{hashlib.sha256(mono.tobytes()).hexdigest()}"
-        return self._cached(key, lambda: self._encode_audio(mono, rate))
+        return self._cache.get(key, lambda: self._encode_audio(mono, rate))
 
     def _encode_audio(self, mono: Float32, rate: int) -> Float32:
         log_mels = self._family.query_features(mono, rate, self._crop)
         engine = self._engine("audio_encoder")
         embeddings = [engine.run({"log_mel": log_mel[None]})["embedding"][0] for log_mel in log_mels]
         return np.stack(embeddings).mean(0)
-
-    def _cached(self, key: str, compute: Callable[[], Float32]) -> Float32:
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        value = compute()
-        value.setflags(write=False)
-        with self._lock:
-            self._cache[key] = value
-            while len(self._cache) > CACHE_SIZE:
-                self._cache.popitem(last=False)
-        return value

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine
+from .cache import Cache
 from .dsp import Float32
 from .errors import BundleError, EngineUnavailable, QueryError
 from .family import Family
@@ -70,8 +69,7 @@ class Split(MapRoute):
 
     def __init__(self, family: Family, engine: Callable[[str], Engine]) -> None:
         super().__init__(family, engine)
-        self._films: OrderedDict[bytes, Float32] = OrderedDict()
-        self._lock = Lock()
+        self._films = Cache(CACHE_SIZE)
 
     def encode(self, inputs: dict[str, Float32]) -> Maps:
         return self.engine("mixture_encoder").run(inputs)
@@ -80,17 +78,7 @@ class Split(MapRoute):
         return self.engine("mask_decoder").run({**encoded, "film": _rows(self._film(condition), encoded)})
 
     def _film(self, condition: Float32) -> Float32:
-        key = condition.tobytes()
-        with self._lock:
-            if key in self._films:
-                self._films.move_to_end(key)
-                return self._films[key]
-        film = self.engine("film").run({"condition": condition[None]})["film"][0]
-        with self._lock:
-            self._films[key] = film
-            while len(self._films) > CACHE_SIZE:
-                self._films.popitem(last=False)
-        return film
+        return self._films.get(condition.tobytes(), lambda: self.engine("film").run({"condition": condition[None]})["film"][0])
 
 
 class Waveform(Route):

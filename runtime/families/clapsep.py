@@ -88,9 +88,16 @@ class QueryRule:
             raise ValueError(f"crop must be one of {CROPS}")
 
 
-def _require(graph: str, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    if found != wanted:
-        raise ValueError(f"graph '{graph}' has {dict(found)} where other graphs and the constants say {dict(wanted)}")
+Sizes = Mapping[str, tuple[int | str, ...]]  # of each input and output of a graph, without the batch
+
+
+def _sizes(graphs: Mapping[str, GraphEntry]) -> dict[str, Sizes]:
+    return {name: {t.name: t.shape[1:] for t in (*graph.inputs, *graph.outputs)} for name, graph in graphs.items()}
+
+
+def _require(graph: str, found: Mapping[str, Sizes], wanted: Sizes) -> None:
+    if found[graph] != wanted:
+        raise ValueError(f"graph '{graph}' has {dict(found[graph])} where other graphs and the constants say {dict(wanted)}")
 
 
 class Clapsep(Family):
@@ -133,28 +140,31 @@ class Clapsep(Family):
         maps = graphs["separator"].outputs
         if [t.name for t in maps] not in (["mask"], ["mask", "mask_cos", "mask_sin"]) or len({t.shape for t in maps}) > 1:
             raise ValueError(f"graph 'separator' gives {[t.name for t in maps]} and not a mask, or a mask with its rotation")
-        by_name = {name: {t.name: t for t in (*graph.inputs, *graph.outputs)} for name, graph in graphs.items()}
-        contract = by_name["separator"]
-        size, window = 2 * self.embedding_size, (self.window_samples,)
         if "separator_waveform" in graphs:
-            found = {name: t.shape[1:] for name, t in by_name["separator_waveform"].items()}
-            _require("separator_waveform", found, {"mixture": window, "condition": (size,), "target": window})
+            window, size = (self.window_samples,), (self.condition_size,)
+            _require("separator_waveform", _sizes(graphs), {"mixture": window, "condition": size, "target": window})
         if "text_encoder_short" in graphs:
-            found = {name: t.shape[1:] for name, t in by_name["text_encoder_short"].items()}
-            (tokens,) = found.get("input_ids", ()) or (0,)
-            if not isinstance(tokens, int) or not 0 < tokens < self.query.context:
-                raise ValueError(f"graph 'text_encoder_short' is not a text encoder of fewer than {self.query.context} tokens")
-            wanted = {"input_ids": (tokens,), "attention_mask": (tokens,), "embedding": (self.embedding_size,)}
-            _require("text_encoder_short", found, wanted)
+            self._check_short_texts(_sizes(graphs)["text_encoder_short"])
         if {"mixture_encoder", "film", "mask_decoder"} <= set(graphs):
-            encoder, film, decoder = (graphs[name] for name in ("mixture_encoder", "film", "mask_decoder"))
-            _require("mixture_encoder", {t.name: t for t in encoder.inputs}, {n: contract[n] for n in ("magnitude", "log_mel")})
-            _require("film", {t.name: t.shape[1:] for t in film.inputs}, {"condition": (size,)})
-            passed = {t.name: t for t in (*encoder.outputs, *film.outputs)}
-            _require("mask_decoder", {t.name: t for t in decoder.inputs}, passed)
-            _require("mask_decoder", {t.name: t for t in decoder.outputs}, {t.name: t for t in maps})
-            if [t.name for t in film.outputs] != ["film"]:
-                raise ValueError("graph 'film' does not give 'film'")
+            self._check_parts(graphs)
+
+    def _check_short_texts(self, found: Sizes) -> None:
+        (tokens,) = found.get("input_ids", ()) or (0,)
+        if not isinstance(tokens, int) or not 0 < tokens < self.query.context:
+            raise ValueError(f"graph 'text_encoder_short' is not a text encoder of fewer than {self.query.context} tokens")
+        wanted = {"input_ids": (tokens,), "attention_mask": (tokens,), "embedding": (self.embedding_size,)}
+        _require("text_encoder_short", {"text_encoder_short": found}, wanted)
+
+    def _check_parts(self, graphs: Mapping[str, GraphEntry]) -> None:
+        """The separator, cut in three."""
+        separator, encoder, film = (graphs[name] for name in ("separator", "mixture_encoder", "film"))
+        features, (width,) = {t.name: t.shape[1:] for t in encoder.outputs}, [t.shape[1:] for t in film.outputs]
+        given = {t.name: t.shape[1:] for t in separator.inputs}
+        maps = {t.name: t.shape[1:] for t in separator.outputs}
+        condition = given.pop("condition")
+        _require("mixture_encoder", _sizes(graphs), {**given, **features})
+        _require("film", _sizes(graphs), {"condition": condition, "film": width})
+        _require("mask_decoder", _sizes(graphs), {**features, "film": width, **maps})
 
     def features(self, windows: Float32) -> tuple[dict[str, Float32], Complex]:
         """Paper section III-A: magnitude at 32 kHz for the mask net, log-mel at 48 kHz for the encoder."""

@@ -227,7 +227,7 @@ def reshape(graph, side, name, shape):
     [
         (rename("mask_decoder", "outputs", "mask", "foo"), "mask_decoder"),
         (rename("separator", "outputs", "mask", "foo"), "separator"),
-        (rename("film", "outputs", "film", "foo"), "mask_decoder"),
+        (rename("film", "outputs", "film", "foo"), "film"),
         (rename("mixture_encoder", "outputs", "spectrum", "foo"), "mask_decoder"),
         (reshape("mask_decoder", "outputs", "mask", ["batch", 251, 512]), "mask_decoder"),
         (reshape("mixture_encoder", "inputs", "magnitude", ["batch", 250, 513]), "mixture_encoder"),

@@ -49,6 +49,25 @@ def test_wordings_are_many_and_held_out_ones_use_known_words():
         assert words(caption([name, "rain"], random, test=True) for _ in range(20)) <= known
 
 
+def test_training_estimates_what_the_separator_separates():
+    """The encoder runs once for all questions about a mixture; each estimate is that of the question asked alone."""
+    from clapsep.export import torch_dsp
+    from clapsep.export.clapsep import Separator
+
+    from training.train import CONFIG, DSP, Batch, Model
+
+    torch.manual_seed(0)
+    separator = Separator(CONFIG).eval()
+    mixtures, conditions = torch.rand(2, DSP.window_samples) - 0.5, torch.randn(4, CONFIG.condition)
+    with torch.inference_mode():
+        found = Model(separator)(Batch(mixtures, torch.zeros(4, DSP.window_samples), conditions), half=False)
+        for i, condition in enumerate(conditions):
+            spectrum = torch_dsp.stft(mixtures[i // 2][None], DSP.n_fft, DSP.hop)
+            log_mel = torch_dsp.log_mel(torch_dsp.resample_2_3(mixtures[i // 2][None]), DSP.front_end)
+            wanted = torch_dsp.istft(spectrum * separator(spectrum.abs(), log_mel, condition[None]), DSP.n_fft, DSP.hop, DSP.window_samples)
+            assert snr(wanted[0].numpy(), found[i].numpy()) > 90
+
+
 def test_questions_have_the_papers_proportions_and_consistent_answers():
     random = np.random.default_rng(0)
     kinds = {"P": 0, "N": 0, "PN": 0}
