@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import soundfile as sf
 from clapsep.runtime import Bundle
-from clapsep.runtime.audio import read_audio
+from clapsep.runtime.audiofile import read_audio
 from clapsep.runtime.metrics import snr_improvement
 from clapsep.runtime.stft import Stft
 from numpy.typing import NDArray
@@ -33,18 +33,18 @@ def run(*words: object) -> None:
 
 def separate(bundle: Path, folder: Path) -> dict[str, Samples]:
     """Ask twice, with the queries swapped; returns what the picture shows."""
-    sources = {name: read_audio(EXAMPLES / f"{name}.flac") for name in QUERIES}
-    rate = sources["siren"].sample_rate
-    mixture = np.sum([audio.samples[0] for audio in sources.values()], axis=0)
+    files = {name: read_audio(EXAMPLES / f"{name}.flac") for name in QUERIES}
+    sources, rate = {name: samples[0] for name, (samples, _) in files.items()}, files["siren"][1]
+    mixture = np.sum(list(sources.values()), axis=0)
     sf.write(folder / "mixture.wav", mixture, rate, subtype="FLOAT")
     panels = {"mixture": mixture}
     for wanted, other in (("siren", "speech"), ("speech", "siren")):
         out = folder / f"{wanted}-extracted.wav"
         words = ["--positive", QUERIES[wanted], "--negative", QUERIES[other], "-o", out, "--force"]
         run("clapsep.runtime", "separate", bundle, folder / "mixture.wav", *words)
-        truth, found = sources[wanted].samples[0], read_audio(out).samples[0]
+        truth, found = sources[wanted], read_audio(out)[0][0]
         better = snr_improvement(truth, found, mixture)
-        worse = snr_improvement(sources[other].samples[0], found, mixture)
+        worse = snr_improvement(sources[other], found, mixture)
         print(f"asked for {wanted}: SDR improvement {better:+.1f} dB for {wanted}, {worse:+.1f} dB for {other}")
         panels |= {f"{wanted}, true": truth, f"{wanted}, extracted": found}
     return panels

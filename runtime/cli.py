@@ -11,10 +11,11 @@ import click
 
 from .. import __version__
 from ..engines import KINDS
-from . import audio
+from .audiofile import FORMATS
 from .clap import CROPS
 from .commands import Command, debug_option, device_option, precision_option
 from .errors import InputError, OutputError, OutputExists
+from .files import separate_file
 from .plans import AUTO
 from .query import Query
 from .separator import OVERLAP_SECONDS, Separator
@@ -137,12 +138,10 @@ def separate(
     conditions = [separator.condition(query, without) for query in queries]
     with click.progressbar(jobs, label="separating", file=sys.stderr, item_show_func=_name) as bar:
         for source, outputs in bar:
-            mixture = audio.read_audio(source)
-            formats = [audio.output_format(target, mixture) for target in outputs]
-            separated = separator.separate_many(mixture.samples, mixture.sample_rate, conditions)
-            for target, samples, (kind, subtype) in zip(outputs, separated, formats, strict=True):
+            for target in outputs:
                 _make_directory(target.parent)
-                audio.write_audio(target, samples, mixture.sample_rate, kind, subtype, force=force)
+            separate_file(separator, source, outputs, conditions, force=force)
+            for target in outputs:
                 click.echo(target)
 
 
@@ -153,7 +152,7 @@ def _name(job: Job | None) -> str | None:
 def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], clips: set[Path], force: bool) -> list[Job]:
     """Every mixture with the files of its targets; everything that can be refused is refused before anything is computed."""
     into = output.is_dir() or len(mixtures) > 1 or bool(names) or not output.suffix
-    if into and not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in audio.FORMATS):
+    if into and not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in FORMATS):
         raise InputError(f"{output} cannot be the directory for {len(mixtures) * max(len(names), 1)} outputs; give a directory")
     jobs = [(source, _files(source, names, output) if into else [output]) for source in mixtures]
     targets = [target for _, outputs in jobs for target in outputs]
@@ -171,8 +170,8 @@ def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], c
             raise InputError(f"two mixtures would both be written to {target}; separate them into different directories")
         if not into and not target.parent.is_dir():
             raise InputError(f"{target.parent} is not a directory; create it first")
-        if target.suffix.lower() not in audio.FORMATS:
-            raise InputError(f"{target} has no known audio extension; use one of: {' '.join(audio.FORMATS)}")
+        if target.suffix.lower() not in FORMATS:
+            raise InputError(f"{target} has no known audio extension; use one of: {' '.join(FORMATS)}")
     return jobs
 
 

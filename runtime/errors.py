@@ -16,6 +16,7 @@ __all__ = [
     "GateError",
     "HashMismatch",
     "InputError",
+    "LimitError",
     "ManifestError",
     "MissingFile",
     "OutputError",
@@ -24,6 +25,7 @@ __all__ = [
     "RegressionError",
     "SchemaVersionError",
     "SizeMismatch",
+    "StreamError",
     "UnsafePath",
 ]
 
@@ -38,8 +40,16 @@ class AudioError(InputError):
     """An audio file or array cannot be used."""
 
 
+class LimitError(AudioError):
+    """An audio file is larger, longer, or has more channels than is allowed."""
+
+
 class QueryError(InputError):
     """A query is empty or contradicts itself."""
+
+
+class StreamError(InputError):
+    """A stream has ended, or is used by two threads at once."""
 
 
 class CheckpointError(InputError):

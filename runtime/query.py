@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import check_rate, check_samples, read_audio, to_mono
+from .audio import check_rate, check_samples, to_mono
+from .audiofile import LIMITS, Limits, read_audio
 from .cache import Cache
 from .dsp import Float32
 from .errors import QueryError
@@ -77,8 +78,10 @@ class QueryEncoder:
         crop: str | None = None,
         words: Sequence[str] | None = None,
         short_context: int = 0,
+        limits: Limits = LIMITS,
     ) -> None:
         self._family, self._open_tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
+        self._limits = limits
         self._short_context = short_context  # tokens that the graph for short texts takes; 0 if there is none
         self._words = None if words is None else set(words)  # those that a small model was trained on
         self._cache = Cache(CACHE_SIZE)
@@ -141,8 +144,7 @@ class QueryEncoder:
 
     def _audio(self, clip: Clip) -> Float32:
         if isinstance(clip, str | Path):
-            audio = read_audio(clip)
-            samples, rate = audio.samples, audio.sample_rate
+            samples, rate = read_audio(clip, self._limits)
         else:
             if not (isinstance(clip, tuple) and len(clip) == 2):
                 raise QueryError(f"a clip is a path or (samples, sample rate), not {type(clip).__name__}")

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine, EngineOptions, engine_class, open_engine, this_machine
-from .audio import check_rate, check_samples, fit_length, headroom_gain, resample
+from .audio import MAX_CHANNELS, check_rate, check_samples, peak_of
+from .audiofile import LIMITS, Limits
 from .bundle import Bundle
 from .clap import CROPS
 from .dsp import Float32
@@ -22,11 +23,13 @@ from .family import open_family
 from .plans import SHORT_TEXT, Choice, choose, needs_gpu
 from .query import Clip, Query, QueryEncoder, as_query
 from .routes import ROUTES, MapRoute, Maps
+from .stream import Stream
 from .tokenizer import Tokenizer
-from .windows import process_windows
+from .windows import WindowPlan
 
 log = logging.getLogger(__name__)
 OVERLAP_SECONDS = 1.0
+BLOCK = 1 << 18  # samples that are handed on at once
 Question = Query | str | tuple[Query | str | None, Query | str | None] | Float32
 
 
@@ -78,9 +81,12 @@ class Separator:
         host_code: let version-compatible TensorRT plans run the host code that they bring; only for bundles that you trust as programs.
         normalize: override the bundle's rule whether the condition is a unit vector.
         crop: override the bundle's rule for audio queries longer than the model's window: start, center, loudest, average.
-        overlap: seconds that neighbouring windows share.
+        overlap: seconds in which one window hands over to the next.
+        hop: seconds from one window to the next; the longest that fits (window less overlap) by default. A shorter one costs more and
+            makes the results of a stream ready sooner (docs/reliability.md).
         batch: windows of a long mixture that one engine call takes; 1 on the CPU by default, as many as plans are made for on a GPU.
         route: take these graphs (`split`, `waveform` or `fused`; docs/performance.md) and not those that are fastest on the device.
+        limits: what audio files may have at most.
 
     Graphs are loaded when first used. One instance may be shared by threads.
 
@@ -103,8 +109,10 @@ class Separator:
         normalize: bool | None = None,
         crop: str | None = None,
         overlap: float = OVERLAP_SECONDS,
+        hop: float | None = None,
         batch: int | None = None,
         route: str | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         for name, value in (("threads", threads), ("batch", batch)):
             if value is not None and not (type(value) is int and value > 0):
@@ -117,16 +125,16 @@ class Separator:
         options = EngineOptions(threads, device, precision, cuda_graph, host_code)
         self.choice = choose(self.bundle, engine, options, this_machine(needs_gpu(engine, options)), route)
         log.info("%s", self.choice.why)
-        limit = self.family.window_samples / self.family.sample_rate / 2
-        if not isinstance(overlap, float | int) or not 0 <= overlap <= limit:
-            raise QueryError(f"an overlap of {overlap} s does not fit the model's window; give 0 to {limit:g} s")
-        self._overlap = round(overlap * self.family.sample_rate)
+        self.plan = WindowPlan.of(self.family.window_samples, self.family.sample_rate, overlap, hop)
         self.engine = Engines(self.bundle, self.choice, self._open_file)
         self._routes = {name: ROUTES[name](self.family, self.engine) for name in {self.choice.one, self.choice.several}}
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
-        self._batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
+        self.batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
         words = self.bundle.manifest.query.get("words")
-        self._queries = QueryEncoder(self.family, partial(open_tokenizer, self.bundle), self.engine, crop, words, self._short_context())
+        self._queries = QueryEncoder(
+            self.family, partial(open_tokenizer, self.bundle), self.engine, crop, words, self._short_context(), limits
+        )
+        self.limits = limits
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -189,10 +197,7 @@ class Separator:
         Raises:
             AudioError, QueryError, EngineError
         """
-        if condition is not None and (positive is not None or negative is not None):
-            raise QueryError("both a condition and a query were given; give one of them")
-        question = (positive, negative) if condition is None else self._checked_condition(condition)
-        return self.separate_many(mixture, sample_rate, [question])[0]
+        return self.separate_many(mixture, sample_rate, [self.ask(positive, negative, condition)])[0]
 
     def separate_many(self, mixture: NDArray[Any], sample_rate: int, queries: Sequence[Question]) -> Float32:
         """Ask one mixture several questions; what does not depend on the question is computed once (the `split` graphs).
@@ -210,10 +215,97 @@ class Separator:
         samples, sample_rate = check_samples(mixture, "the mixture"), check_rate(sample_rate, "the mixture")
         if not isinstance(queries, list | tuple | np.ndarray) or not len(queries):
             raise QueryError("queries must be a list of at least one question; put a single query into a list")
+        channels = samples.shape[0] if samples.ndim == 2 else None
+        stream = self.stream_many(queries, sample_rate, channels=channels, peak=peak_of(samples), batch=self.batch)
+        out, done = np.empty((len(queries), *samples.shape), np.float32), 0
+        for begin in range(0, samples.shape[-1] + BLOCK, BLOCK):  # one step more, to finish
+            ready = stream.push(samples[..., begin : begin + BLOCK]) if begin < samples.shape[-1] else stream.finish()
+            out[..., done : done + ready.shape[-1]] = ready
+            done += ready.shape[-1]
+        return out
+
+    def stream(
+        self,
+        positive: Query | str | None = None,
+        negative: Query | str | None = None,
+        *,
+        condition: Float32 | None = None,
+        sample_rate: int | None = None,
+        channels: int | None = None,
+        hop: float | None = None,
+        overlap: float | None = None,
+        peak: float = 1.0,
+    ) -> Stream:
+        """Separate sound that arrives in blocks.
+
+        Args:
+            positive, negative, condition: as for `separate`.
+            sample_rate: of blocks and results, in Hz; the model's by default.
+            channels: None for mono blocks [n], else blocks are [channels, n].
+            hop, overlap: in seconds, in place of the separator's; they set the latency (`Stream.latency`).
+            peak: the largest magnitude that will come; above 1 everything is scaled for the model as `separate` does. Louder samples than
+                was said are not clipped.
+
+        Raises:
+            AudioError, QueryError, EngineError
+        """
+        plan = self._plan(hop, overlap)
+        return self._open_stream(plan, self.ask(positive, negative, condition)[None], sample_rate, channels, peak, single=True)
+
+    def stream_many(
+        self,
+        queries: Sequence[Question],
+        sample_rate: int | None = None,
+        *,
+        channels: int | None = None,
+        hop: float | None = None,
+        overlap: float | None = None,
+        peak: float = 1.0,
+        batch: int = 1,
+    ) -> Stream:
+        """Like `stream` for several queries at once, as `separate_many` takes them; results are [K, n] or [K, channels, n].
+
+        With a `batch` of several windows results are ready that many hops later.
+        """
         conditions = np.stack([self._condition_of(question) for question in queries])
-        gain = np.float32(headroom_gain(samples))  # the model knows mixtures within [-1, 1]
-        channels = [self._separate_channel(channel * gain, sample_rate, conditions) for channel in np.atleast_2d(samples)]
-        return (np.stack(channels, axis=1) / gain).reshape(len(conditions), *samples.shape)
+        return self._open_stream(self._plan(hop, overlap), conditions, sample_rate, channels, peak, single=False, batch=batch)
+
+    def ask(self, positive: Query | str | None, negative: Query | str | None, condition: Float32 | None) -> Float32:
+        """The condition that was given, checked, or that of the query pair.
+
+        Raises:
+            QueryError: both were given, or neither.
+        """
+        if condition is None:
+            return self._checked_condition(self.condition(positive, negative))
+        if positive is not None or negative is not None:
+            raise QueryError("both a condition and a query were given; give one of them")
+        return self._checked_condition(condition)
+
+    def _plan(self, hop: float | None, overlap: float | None) -> WindowPlan:
+        if hop is None and overlap is None:
+            return self.plan
+        rate = self.family.sample_rate
+        overlap = self.plan.overlap / rate if overlap is None else overlap
+        return WindowPlan.of(self.family.window_samples, rate, overlap, hop)
+
+    def _open_stream(
+        self,
+        plan: WindowPlan,
+        conditions: Float32,
+        sample_rate: int | None,
+        channels: int | None,
+        peak: float,
+        *,
+        single: bool,
+        batch: int = 1,
+    ) -> Stream:
+        rate = self.family.sample_rate if sample_rate is None else check_rate(sample_rate, "the stream")
+        if channels is not None and not (type(channels) is int and 0 < channels <= MAX_CHANNELS):
+            raise AudioError(f"the stream has {channels!r} channels; give None for mono or a number from 1 to {MAX_CHANNELS}")
+        if not isinstance(peak, float | int) or not 0 <= peak < float("inf"):
+            raise AudioError(f"a peak of {peak!r} was announced; give the largest magnitude that will come, such as 1")
+        return Stream(self, plan, rate, conditions, channels=channels, peak=peak, single=single, batch=batch)
 
     def _short_context(self) -> int:
         entry = self.bundle.manifest.graphs.get(SHORT_TEXT) if SHORT_TEXT in self.choice.plans else None
@@ -224,18 +316,6 @@ class Separator:
             return self._checked_condition(question)
         positive, negative = question if isinstance(question, tuple | list) and len(question) == 2 else (question, None)
         return self._checked_condition(self.condition(positive, negative))  # pyright: ignore[reportArgumentType]
-
-    def _separate_channel(self, x: Float32, sample_rate: int, conditions: Float32) -> Float32:
-        at_rate = resample(x, sample_rate, self.family.sample_rate)
-        targets = process_windows(
-            at_rate,
-            self.family.window_samples,
-            self._overlap,
-            lambda windows: self.separate_windows(windows, conditions),
-            len(conditions),
-            self._batch,
-        )
-        return np.stack([fit_length(resample(target, self.family.sample_rate, sample_rate), len(x)) for target in targets])
 
     def separate_windows(self, windows: Float32, conditions: Float32) -> Float32:
         """Windows [B, window_samples] at the model's rate, conditions [K, condition] → targets [K, B, window_samples], no scaling."""

@@ -1,48 +1,178 @@
-"""Cut a waveform of any length into the model's windows and join the results without seams."""
+"""Run a sound of any length through a model's windows, piece by piece, and join the results without seams."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .dsp import Float32
+from .errors import QueryError
+
+DISCARD = 8  # of the overlap, one part of so many is thrown away at either side
 
 
-def window_starts(length: int, window: int, overlap: int) -> list[int]:
-    """First sample of each window: neighbours share at least `overlap` samples, the last window ends with the waveform."""
-    if length <= window:
-        return [0]
-    return [*range(0, length - window, window - overlap), length - window]
+@dataclass(frozen=True)
+class WindowPlan:
+    """Where windows lie and where one hands over to the next; sizes in samples at the model's rate.
 
-
-def _batches(items: list[int], size: int) -> Iterator[list[int]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def process_windows(
-    x: Float32, window: int, overlap: int, process: Callable[[Float32], Float32], targets: int = 1, batch: int = 1
-) -> Float32:
-    """Run `process` ([B, window] → [targets, B, window]) over `x` [n] and join: [targets, n].
-
-    A short waveform is filled up with zeros. Where two windows overlap, the second fades in over the middle `overlap`
-    samples that they share, with weights sin² that sum to 1, and the outer edges of both are discarded.
+    Window k ends at sample `first + k · hop` and holds the `window` samples before its end. In the last `overlap` samples before
+    its end it hands over to window k + 1: the outer `discard` samples on either side are thrown away, the `fade` samples between them are
+    cross-faded with weights sin² that sum to 1. The last window ends where the sound ends. A window that would begin before the
+    sound begins with it instead, and is filled up with zeros. With hop + overlap = window (offline) neighbours share `overlap` samples and
+    nothing else; a smaller hop hears most samples several times, so that results are ready sooner.
     """
-    length = len(x)
-    if length < window:
-        x = np.pad(x, (0, window - length))
-    out = np.empty((targets, max(length, window)), np.float32)
-    fade = np.sin(np.pi / 2 * (np.arange(overlap) + 0.5) / max(overlap, 1)).astype(np.float32) ** 2
-    done = 0  # end of what has been written so far
-    for starts in _batches(window_starts(length, window, overlap), batch):
-        processed = process(np.stack([x[s : s + window] for s in starts]))
-        for i, start in enumerate(starts):
-            target = processed[:, i]
-            begin = start + (done - start - overlap) // 2 if start else 0
-            mixed = begin + (overlap if start else 0)
-            old, new = out[:, begin:mixed], target[:, begin - start : mixed - start]
-            if start:
-                out[:, begin:mixed] = old + fade * (new - old)
-            out[:, mixed : start + window] = target[:, mixed - start :]
-            done = start + window
-    return out[:, :length]
+
+    window: int
+    hop: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if not (self.hop > 0 and self.overlap >= 0 and self.hop + self.overlap <= self.window):
+            raise QueryError(f"a hop of {self.hop} and an overlap of {self.overlap} samples do not fit a window of {self.window}")
+
+    @classmethod
+    def of(cls, window: int, sample_rate: int, overlap: float, hop: float | None = None) -> WindowPlan:
+        """From seconds; without a hop, the largest that fits.
+
+        Raises:
+            QueryError: not numbers, or hop and overlap are longer than the window, or the overlap than half of it.
+        """
+        limit = window / sample_rate
+        if not isinstance(overlap, float | int) or not 0 <= overlap <= limit / 2:
+            raise QueryError(f"an overlap of {overlap} s does not fit the model's window; give 0 to {limit / 2:g} s")
+        shared = round(overlap * sample_rate)
+        if hop is None:
+            return cls(window, window - shared, shared)
+        if not isinstance(hop, float | int) or not 1 / sample_rate <= hop <= limit - overlap:
+            raise QueryError(f"a hop of {hop} s does not fit the model's window; with this overlap give up to {limit - overlap:g} s")
+        return cls(window, min(round(hop * sample_rate), window - shared), shared)
+
+    @property
+    def discard(self) -> int:
+        return self.overlap // DISCARD
+
+    @property
+    def fade(self) -> int:
+        return self.overlap - 2 * self.discard
+
+    @property
+    def latency(self) -> int:
+        """A sample's result is ready at the latest when so many samples from it on have been heard."""
+        return self.hop + self.overlap
+
+    @property
+    def first(self) -> int:
+        """End of the first window."""
+        return self.window - self.hop * -(-(self.window - self.latency) // self.hop)
+
+    def ends(self, length: int) -> list[int]:
+        """Ends of all windows of a sound of `length` samples."""
+        return [*range(self.first, length, self.hop), length]
+
+
+@dataclass
+class WindowState:
+    """All that is remembered between windows.
+
+    Attributes:
+        heard: [channels, window + hop], of which the first `kept` samples are the last ones received.
+        tail: [targets, channels, n], results of the last window that are not final, n is 0 or fade + discard.
+        received, emitted: samples since the beginning.
+        windows: how many have been cut.
+        waiting: windows [channels, window] that have been cut and not yet run, and their ends.
+    """
+
+    heard: Float32
+    tail: Float32
+    kept: int = 0
+    received: int = 0
+    emitted: int = 0
+    windows: int = 0
+    waiting: list[tuple[Float32, int]] = field(default_factory=list)
+
+
+class Windower:
+    """Cuts a sound that arrives in pieces into windows, runs `process` on them and joins the results.
+
+    The same samples give the same results however they are cut into pieces.
+
+    Args:
+        process: windows [B, window] → [targets, B, window], B ≤ `batch`.
+        batch: how many windows are run at once; above 1 results are ready that much later.
+    """
+
+    def __init__(self, plan: WindowPlan, channels: int, targets: int, process: Callable[[Float32], Float32], batch: int = 1) -> None:
+        self.plan, self._process, self._batch = plan, process, batch
+        heard = np.zeros((channels, plan.window + plan.hop), np.float32)
+        self.state = WindowState(heard, np.zeros((targets, channels, 0), np.float32))
+        self._fade = np.sin(np.pi / 2 * (np.arange(plan.fade) + 0.5) / max(plan.fade, 1)).astype(np.float32) ** 2
+
+    def push(self, x: Float32) -> Float32:
+        """The next samples [channels, n], n ≥ 0 → the results [targets, channels, m] that they made ready."""
+        state, plan, ready = self.state, self.plan, []
+        while x.shape[1]:
+            end = plan.first + state.windows * plan.hop
+            piece, x = np.split(x, [end - state.received], axis=1)
+            self._hear(piece)
+            if state.received == end:
+                self._cut(end)
+                ready += self._run(self._batch)
+        return self._joined(ready)
+
+    def finish(self) -> Float32:
+        """No more samples → all results that are left."""
+        state = self.state
+        ends = self.plan.first + (state.windows - 1) * self.plan.hop if state.windows else 0
+        if state.received > ends:  # something came after the last window
+            self._cut(state.received)
+        ready = [*self._run(1), state.tail]
+        state.emitted += state.tail.shape[2]
+        state.tail = state.tail[:, :, :0]
+        return self._joined(ready)
+
+    def _hear(self, piece: Float32) -> None:
+        state, n = self.state, piece.shape[1]
+        if state.kept + n > state.heard.shape[1]:
+            begin, state.kept = state.kept - self.plan.window, self.plan.window
+            state.heard[:, : state.kept] = state.heard[:, begin : begin + state.kept]
+        state.heard[:, state.kept : state.kept + n] = piece
+        state.kept += n
+        state.received += n
+
+    def _cut(self, end: int) -> None:
+        state, size = self.state, self.plan.window
+        window = np.zeros((len(state.heard), size), np.float32)
+        last = state.heard[:, max(0, state.kept - size) : state.kept]
+        window[:, : last.shape[1]] = last
+        state.waiting.append((window, end))
+        state.windows += 1
+
+    def _run(self, enough: int) -> Iterator[Float32]:
+        """Run the windows that wait, if there are enough of them, and join each to the one before."""
+        waiting, channels = self.state.waiting, len(self.state.heard)
+        if not waiting or len(waiting) * channels < enough:
+            return
+        rows = np.concatenate([window for window, _ in waiting])
+        results = [self._process(rows[i : i + self._batch]) for i in range(0, len(rows), self._batch)]
+        targets = np.concatenate(results, axis=1)
+        for i, (_, end) in enumerate(waiting):
+            yield self._hand_over(targets[:, i * channels : (i + 1) * channels], end)
+        waiting.clear()
+
+    def _hand_over(self, target: Float32, end: int) -> Float32:
+        """A window's results, from where the last window's were final to where its own are."""
+        state, plan = self.state, self.plan
+        start = max(0, end - plan.window)
+        fresh = target[:, :, state.emitted - start : end - start].copy()
+        n = min(plan.fade, state.tail.shape[2])  # 0 for the first window
+        old, new = state.tail[:, :, :n], fresh[:, :, :n]
+        new[:] = old + self._fade[:n] * (new - old)
+        final = max(0, fresh.shape[2] - plan.fade - plan.discard)
+        state.tail = fresh[:, :, final:]
+        state.emitted += final
+        return fresh[:, :, :final]
+
+    def _joined(self, ready: list[Float32]) -> Float32:
+        return np.concatenate([self.state.tail[:, :, :0], *ready], axis=2)

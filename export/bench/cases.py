@@ -11,11 +11,12 @@ import numpy as np
 
 from ...engines import Engine
 from ...engines.engine import Arrays
-from ...runtime.audio import resample
+from ...runtime.dsp import Float32
 from ...runtime.plans import runnable_routes
+from ...runtime.rates import resample
 from ...runtime.routes import ROUTES
 from ...runtime.separator import OVERLAP_SECONDS, Separator
-from ...runtime.windows import process_windows
+from ...runtime.windows import Windower, WindowPlan
 from .environment import physical_cores
 from .lab import CLIP_RATE, LONG_TEXT, SHORT_TEXT, Lab, Variant
 from .result import NUMPY
@@ -45,8 +46,14 @@ def stages(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
     yield Probe("stage resample", NUMPY, work, {"from": CLIP_RATE, "to": lab.rate}, lab.window_seconds)
     for name, call in lab.family.stages(window, maps).items():
         yield Probe(f"stage {name}", NUMPY, call, {}, lab.window_seconds)
-    joined = partial(process_windows, long, lab.window, round(OVERLAP_SECONDS * lab.rate), lambda windows: windows[None])
-    yield Probe("stage overlap-add", NUMPY, joined, {"seconds": sweeps.seconds}, sweeps.seconds)
+    yield Probe("stage overlap-add", NUMPY, partial(_overlap_add, lab, long), {"seconds": sweeps.seconds}, sweeps.seconds)
+
+
+def _overlap_add(lab: Lab, x: Float32) -> None:
+    """The windows of [n] samples, cut and joined."""
+    windower = Windower(WindowPlan.of(lab.window, lab.rate, OVERLAP_SECONDS), 1, 1, lambda windows: windows[None])
+    windower.push(x[None])
+    windower.finish()
 
 
 def graphs(lab: Lab, _: Sweeps) -> Iterator[Probe]:

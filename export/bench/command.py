@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from ...runtime.audio import new_file
 from ...runtime.errors import InputError, OutputError, OutputExists
+from ...runtime.outputs import new_file
 from . import GROUPS
 from .cases import Sweeps
 from .compare import compare, comparison_table, differences, require

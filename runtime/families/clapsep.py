@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..audio import resample
 from ..clap import CROPS, ClapFrontEnd
 from ..dsp import Complex, Float32
 from ..errors import QueryError
 from ..family import Family
 from ..manifest import GraphEntry, Manifest, decode
+from ..rates import resample
 from ..resampler import resample_2_3
 from ..scratch import Pool
 from ..stft import Stft

@@ -2,37 +2,113 @@ import itertools
 
 import numpy as np
 import pytest
+from clapsep.runtime.errors import QueryError
 from clapsep.runtime.metrics import snr
-from clapsep.runtime.windows import process_windows, window_starts
+from clapsep.runtime.windows import Windower, WindowPlan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+W = 100
 
-@settings(max_examples=200, deadline=None)
-@given(st.integers(1, 1000), st.integers(0, 50), st.integers(1, 3), st.integers(0, 2**32 - 1))
-def test_identity_reconstructs_every_length_and_overlap(length, overlap, batch, seed):
-    x = np.random.default_rng(seed).uniform(-1, 1, length).astype(np.float32)
-    assert snr(x, process_windows(x, 100, overlap, lambda w: w[None].copy(), 1, batch)[0]) > 120
+
+@st.composite
+def plans(draw):
+    overlap = draw(st.integers(0, W // 2))
+    return WindowPlan(W, draw(st.integers(1, W - overlap)), overlap)
+
+
+def join(x, plan, process, targets=1, batch=1, sizes=()):
+    """All results [targets, channels, n] for [channels, n], pushed in pieces of `sizes`."""
+    windower = Windower(plan, len(x), targets, process, batch)
+    pieces = [windower.push(piece) for piece in np.split(x, np.cumsum(sizes, dtype=int), axis=1)]
+    return np.concatenate([*pieces, windower.finish()], axis=2)
+
+
+@settings(max_examples=300, deadline=None)
+@given(plans(), st.integers(1, 700), st.lists(st.integers(0, 300), max_size=5), st.integers(1, 3), st.integers(1, 5))
+def test_identity_reconstructs_every_length_in_every_plan_and_pieces(plan, length, sizes, channels, batch):
+    x = np.random.default_rng(length).uniform(-1, 1, (channels, length)).astype(np.float32)
+    y = join(x, plan, lambda windows: np.stack([windows, -windows]), 2, batch, sizes)
+    assert y.shape == (2, channels, length)
+    assert snr(x, y[0]) > 120
+    assert snr(-x, y[1]) > 120
+
+
+@settings(max_examples=100, deadline=None)
+@given(plans(), st.integers(1, 700), st.lists(st.integers(0, 300), max_size=5), st.integers(1, 4))
+def test_results_do_not_depend_on_pieces_or_batches(plan, length, sizes, batch):
+    x = np.random.default_rng(length).uniform(-1, 1, (1, length)).astype(np.float32)
+
+    def process(windows):
+        return (windows * np.abs(windows).max(axis=1, keepdims=True))[None]  # every window has a result of its own
+
+    np.testing.assert_array_equal(join(x, plan, process, 1, batch, sizes), join(x, plan, process))
 
 
 @given(st.integers(1, 5000), st.integers(0, 50))
-def test_windows_cover_everything_once_and_the_last_is_right_aligned(length, overlap):
-    starts = window_starts(length, 100, overlap)
-    assert starts[0] == 0
-    assert all(0 < b - a <= 100 - overlap for a, b in itertools.pairwise(starts))
-    assert starts[-1] == max(0, length - 100)
-    assert len(starts) == max(1, -(-(length - overlap) // (100 - overlap)))
+def test_offline_windows_are_as_few_as_can_be_and_the_last_is_right_aligned(length, overlap):
+    plan, seen = WindowPlan(W, W - overlap, overlap), []
+    join(np.arange(length, dtype=np.float32)[None], plan, lambda windows: seen.append(windows[0, 0]) or windows[None])
+    assert len(seen) == max(1, -(-(length - overlap) // (W - overlap))) == len(plan.ends(length))
+    assert seen[0] == 0
+    assert all(0 < b - a <= W - overlap for a, b in itertools.pairwise(seen))
+    assert seen[-1] == max(0, length - W)
+
+
+@given(plans(), st.integers(1, 700))
+def test_results_are_ready_within_the_latency(plan, length):
+    windower, ready = Windower(plan, 1, 1, lambda windows: windows[None]), 0
+    for heard in range(1, length + 1):
+        ready += windower.push(np.zeros((1, 1), np.float32)).shape[2]
+        assert heard - ready < plan.latency
+
+
+@given(plans())
+def test_windows_hand_over_where_both_have_heard_enough(plan):
+    """No result comes from within `discard` samples of an end of a window, but at the ends of the sound."""
+    position = np.arange(W, dtype=np.float32)
+    y = join(np.zeros((1, 5 * W), np.float32), plan, lambda windows: np.broadcast_to(position, windows.shape)[None])[0, 0]
+    middle = y[plan.first : -W]
+    assert middle.max(initial=0) < W - plan.discard
+    if plan.hop + plan.overlap == W:
+        assert middle.min(initial=W) >= plan.discard - 1
 
 
 def test_short_input_is_filled_with_zeros():
     seen = []
-    process_windows(np.ones(30, np.float32), 100, 10, lambda w: seen.append(w) or w[None])
+    join(np.ones((1, 30), np.float32), WindowPlan(W, 90, 10), lambda windows: seen.append(windows) or windows[None])
     np.testing.assert_array_equal(seen[0][0], np.concatenate([np.ones(30), np.zeros(70)]))
+
+
+def test_no_sound_gives_no_result():
+    assert join(np.ones((2, 0), np.float32), WindowPlan(W, 90, 10), pytest.fail).shape == (1, 2, 0)
 
 
 def test_windows_that_disagree_are_cross_faded_without_a_jump():
     level = iter(range(10))
-    out = process_windows(np.zeros(500, np.float32), 100, 20, lambda w: np.full_like(w, next(level))[None])[0]
-    assert np.max(np.abs(np.diff(out))) < 0.1
+    plan = WindowPlan(W, 80, 20)
+    out = join(np.zeros((1, 500), np.float32), plan, lambda windows: np.full_like(windows, next(level))[None])[0, 0]
+    assert np.max(np.abs(np.diff(out))) < 0.11
     assert out[0] == 0
-    assert out[-1] == pytest.approx(len(window_starts(500, 100, 20)) - 1)
+    assert out[-1] == pytest.approx(len(plan.ends(500)) - 1)
+
+
+def test_the_state_is_as_large_after_a_long_sound_as_before():
+    windower = Windower(WindowPlan(W, 30, 20), 1, 1, lambda windows: windows[None])
+    for _ in range(50):
+        windower.push(np.zeros((1, 77), np.float32))
+    state = windower.state
+    assert (state.heard.shape, state.waiting) == ((1, W + 30), [])
+    assert state.tail.shape[2] <= 20
+    assert (state.received, state.emitted) == (3850, 3850 - (state.received - state.emitted))
+    assert state.received - state.emitted < windower.plan.latency
+
+
+@pytest.mark.parametrize(
+    ("overlap", "hop", "reason"),
+    [(-1, None, "overlap of -1"), (0.6, None, "0 to 0.5 s"), (float("nan"), None, "nan"), ("1", None, "overlap of 1"),
+     (0.5, 0.6, "up to 0.5 s"), (0.1, 0, "hop of 0 s"), (0.1, float("nan"), "hop of nan"), (0.1, "1", "hop of 1 s")],
+)  # fmt: skip
+def test_plans_that_cannot_be(overlap, hop, reason):
+    with pytest.raises(QueryError, match=reason):
+        WindowPlan.of(W, W, overlap, hop)

@@ -1,0 +1,270 @@
+"""Audio files, read and written block by block."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+
+from .audio import MAX_CHANNELS, check_rate, check_samples, peak_of
+from .dsp import Float32
+from .errors import AudioError, LimitError, OutputError
+from .outputs import new_file
+
+log = logging.getLogger(__name__)
+BLOCK = 1 << 16  # samples of all channels
+FORMATS = {
+    ".wav": "WAV",
+    ".flac": "FLAC",
+    ".ogg": "OGG",
+    ".opus": "OGG",
+    ".mp3": "MP3",
+    ".aiff": "AIFF",
+    ".aif": "AIFF",
+}
+WAV_LIMIT = (1 << 32) - 4096  # bytes; what is larger becomes RF64
+WAVS = {"WAV", "WAVEX", "RF64"}
+VORBIS_RATE = 200_000  # Hz
+BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may have at most.
+
+    Attributes:
+        bytes: on disk.
+        seconds: of a mixture; it is never in memory as a whole.
+        samples: of a query's example, over all channels; it is in memory as a whole.
+    """
+
+    bytes: int = 1 << 36
+    channels: int = MAX_CHANNELS
+    seconds: float = 86400.0
+    samples: int = 1 << 27
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """A file that was read once from end to end: `frames` samples in each channel, all finite, of magnitude `peak` at most.
+
+    `format` and `subtype` are libsndfile's names.
+    """
+
+    path: Path
+    frames: int
+    channels: int
+    sample_rate: int
+    format: str
+    subtype: str
+    peak: float
+    complaint: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sample_rate
+
+    def blocks(self) -> Iterator[Float32]:
+        """The samples once more, [channels, n] at a time.
+
+        Raises:
+            AudioError: the file is not what it was.
+        """
+        left = self.frames
+        with _opened(self.path) as file:
+            for block in _read(file):
+                yield check_samples(block[:left].T, str(self.path))
+                left -= min(left, len(block))
+                if not left:
+                    break
+        if left:
+            raise AudioError(f"{self.path} became shorter while it was read; separate it when it is complete")
+
+
+def scan(path: str | Path, limits: Limits = LIMITS) -> AudioFile:
+    """Read a WAV, FLAC, OGG, Opus, MP3 or AIFF file from end to end in little memory.
+
+    Raises:
+        AudioError: missing, unreadable, empty, or with samples that are not finite.
+        LimitError: larger, longer or with more channels than `limits` allow.
+    """
+    path = Path(path)
+    frames, bad, peak = 0, 0, 0.0
+    with _opened(path, limits) as file:
+        for block in _read(file):
+            frames += len(block)
+            if frames > limits.seconds * file.samplerate:
+                raise LimitError(f"{path} is longer than {limits.seconds:g} s; cut it, or raise --max-seconds")
+            wrong = block.size - int(np.isfinite(block).sum())
+            peak = peak if wrong else max(peak, peak_of(block))
+            bad += wrong
+        found = AudioFile(path, frames, file.channels, check_rate(file.samplerate, str(path)), file.format, file.subtype, peak)
+        complaint = _complaint(path, file.frames, frames)
+    if not frames:
+        raise AudioError(f"{path} has no samples; give a file with audio in it")
+    if bad:
+        raise AudioError(f"{path} has {bad} NaN or infinite samples; repair the recording first")
+    return found if not complaint else AudioFile(**{**vars(found), "complaint": complaint})
+
+
+def read_audio(path: str | Path, limits: Limits = LIMITS) -> tuple[Float32, int]:
+    """Samples [channels, n] and sample rate of a whole file.
+
+    Raises:
+        AudioError, LimitError: as for `scan`, but `limits.samples` counts and not `limits.seconds`.
+    """
+    blocks, size = [], 0
+    with _opened(Path(path), limits) as file:
+        for block in _read(file):
+            size += block.size
+            if size > limits.samples:
+                raise LimitError(f"{path} has more than {limits.samples} samples; an example of a few seconds is enough")
+            blocks.append(block.T)
+        samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((1, 0), np.float32)
+        return check_samples(samples, str(path)), check_rate(file.samplerate, str(path))
+
+
+@contextlib.contextmanager
+def _opened(path: Path, limits: Limits = LIMITS) -> Iterator[Any]:
+    """A soundfile.SoundFile; what it raises becomes an AudioError."""
+    import soundfile as sf
+
+    if not path.is_file():
+        raise AudioError(f"{path} is not a file; check the path")
+    size = path.stat().st_size
+    if size == 0:
+        raise AudioError(f"{path} is empty; give a file with audio in it")
+    if size > limits.bytes:
+        raise LimitError(f"{path} has {size} bytes, and {limits.bytes} are allowed; raise --max-bytes")
+    try:
+        with path.open("rb") as stream, sf.SoundFile(stream) as file:
+            if file.channels > limits.channels:
+                raise LimitError(f"{path} has {file.channels} channels, and {limits.channels} are allowed; raise --max-channels")
+            yield file
+    except (sf.LibsndfileError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise AudioError(f"{path} cannot be read as audio ({_reason(error)}); give a WAV, FLAC, OGG, Opus or MP3 file") from error
+
+
+def _read(file: Any) -> Iterator[Float32]:
+    """All samples of an open file in blocks [n, channels]; the length in a header may be a lie."""
+    frames = max(1, BLOCK // file.channels)
+    while len(block := file.read(frames, dtype="float32", always_2d=True)):
+        yield block
+
+
+def _complaint(path: Path, promised: int, found: int) -> str:
+    """A file that ends before its header says so. Writers to pipes leave 0 or the largest number in the header."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    order = {b"RIFF": "little", b"FORM": "big"}.get(head[:4])
+    size = int.from_bytes(head[4:8], order) if order else 0  # pyright: ignore[reportArgumentType]
+    there = path.stat().st_size - 8
+    if 0 < there < size < 0xFFFFFF00:
+        return f"{path} ends early: its header promises {size} bytes and {there} are there; what is there is used"
+    if found < promised < 1 << 40:
+        return f"{path} ends early: its header promises {promised} samples and {found} are there; what is there is used"
+    return ""
+
+
+def output_format(path: Path, like: AudioFile) -> tuple[str, str]:
+    """Format by the extension of `path`; the subtype is kept from `like` where the format has it."""
+    import soundfile as sf
+
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise AudioError(f"{path} has no known audio extension; use one of: {' '.join(FORMATS)}")
+    if path.suffix.lower() == ".opus":
+        return kind, "OPUS"
+    available = sf.available_subtypes(kind)
+    finest = "PCM_24" if "PCM_24" in available else str(sf.default_subtype(kind))  # never fewer bits than the input without need
+    kept = like.subtype in available and (like.format == kind or like.subtype.startswith("PCM") or {kind, like.format} <= WAVS)
+    subtype = like.subtype if kept else finest
+    large = like.frames * like.channels * BYTES.get(subtype, 4) > WAV_LIMIT
+    return ("RF64" if kind == "WAV" and large else kind), subtype
+
+
+class AudioSink:
+    """Samples on their way into an audio file. They lie on disk as float32 until their peak is known."""
+
+    def __init__(self, path: Path, encoded: Any, spool: IO[bytes]) -> None:
+        self.path, self.lowered, self.peak = path, 0.0, 0.0  # lowered: by so many dB
+        self._encoded, self._spool = encoded, spool
+
+    def write(self, samples: Float32) -> None:
+        """The next samples [channels, n], n ≥ 0."""
+        if samples.size:
+            self.peak = max(self.peak, peak_of(samples))
+            self._spool.write(np.ascontiguousarray(samples.T).data)
+
+    def encode(self) -> None:
+        """All samples are there; called once more it does nothing. The file is lowered if integers could not hold it; that is logged."""
+        if self._encoded.closed:
+            return
+        gain = np.float32(1.0)
+        if self.peak > 1 and self._encoded.subtype not in ("FLOAT", "DOUBLE"):
+            gain, self.lowered = np.float32(1 / self.peak), float(20 * np.log10(self.peak))
+            kind = self._encoded.subtype
+            why = f"because {kind} cannot hold its peak; write a float .wav to keep the level"
+            log.warning("%s: lowered by %.2f dB %s", self.path, self.lowered, why)
+        self._spool.seek(0)
+        channels = self._encoded.channels
+        while data := self._spool.read(BLOCK // channels * channels * 4):
+            block = np.frombuffer(data, np.float32).reshape(-1, channels)
+            self._encode(np.clip(block * gain, -1, 1) if self.lowered else block)
+        self._encode(None)
+
+    def _encode(self, block: Float32 | None) -> None:
+        """A block, or the end."""
+        import soundfile as sf
+
+        try:
+            self._encoded.close() if block is None else self._encoded.write(block)
+        except (sf.LibsndfileError, AssertionError) as error:  # libsndfile does not say that the disk is full
+            raise OutputError(f"{self.path} cannot be written ({_reason(error)}); free some space or choose another place") from error
+
+
+@contextlib.contextmanager
+def new_audio(path: Path, sample_rate: int, channels: int, kind: str, subtype: str, *, force: bool = False) -> Iterator[AudioSink]:
+    """An audio file that takes its name after the block.
+
+    Raises:
+        OutputExists: `path` exists and `force` is not set.
+        OutputError: the format cannot hold this, or the disk is full, or the place is not writable.
+    """
+    with (
+        new_file(path, force=force) as file,
+        tempfile.TemporaryFile(dir=path.parent) as spool,
+        contextlib.closing(_encoder(file, path, sample_rate, channels, kind, subtype)) as encoded,
+    ):
+        sink = AudioSink(path, encoded, spool)
+        yield sink
+        sink.encode()
+
+
+def _encoder(file: BinaryIO, path: Path, sample_rate: int, channels: int, kind: str, subtype: str) -> Any:
+    """A soundfile.SoundFile that writes into `file`."""
+    import soundfile as sf
+
+    detail = f"{channels} channels at {sample_rate} Hz as {kind}/{subtype}"
+    if subtype == "VORBIS" and sample_rate > VORBIS_RATE:  # libsndfile would end the process
+        raise OutputError(f"{path} cannot hold {detail} (Vorbis ends at {VORBIS_RATE} Hz); use .wav")
+    try:
+        sf.write(io.BytesIO(), np.zeros((1, channels), np.float32), sample_rate, subtype, format=kind)  # FLAC says no at the first sample
+        return sf.SoundFile(file.fileno(), "w", sample_rate, channels, subtype, format=kind, closefd=False)
+    except (sf.LibsndfileError, RuntimeError, ValueError, TypeError) as error:
+        raise OutputError(f"{path} cannot hold {detail} ({_reason(error)}); use .wav") from error
+
+
+def _reason(error: Exception) -> str:
+    """libsndfile's words, without the name of the file."""
+    return str(getattr(error, "error_string", error)).removeprefix("Error : ").strip().rstrip(".")

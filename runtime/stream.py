@@ -1,0 +1,168 @@
+"""Separation of sound that arrives in pieces: a file, a microphone, a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import check_samples, headroom_gain
+from .dsp import Float32
+from .errors import AudioError, StreamError
+from .query import Query
+from .rates import Resampler, fit_length
+from .windows import Windower, WindowPlan, WindowState
+
+if TYPE_CHECKING:
+    from .separator import Separator
+
+
+@dataclass
+class StreamState:
+    """All that a stream remembers, besides what its resamplers hold back.
+
+    Attributes:
+        conditions: [K, condition]; the next window that is run takes them.
+        windows: what was heard at the model's rate, and results that are not final.
+        received, returned: samples at the stream's rate.
+        closed: why nothing more can be pushed; empty while the stream is open.
+    """
+
+    conditions: Float32
+    windows: WindowState
+    received: int = 0
+    returned: int = 0
+    closed: str = ""
+
+
+class Stream:
+    """Separates blocks of any size as they come; made by `Separator.stream`.
+
+    Results do not depend on the sizes of the blocks, and are those of `Separator.separate` with the same hop and overlap, sample for
+    sample. One stream belongs to one thread at a time; streams of one Separator do not disturb each other.
+
+    Attributes:
+        sample_rate: of blocks and results, in Hz.
+        plan: window, hop and overlap at the model's rate.
+        latency: seconds after a sample, at the latest, in which its result is ready, without the time of computing: hop and overlap, and
+            what the resamplers hold back where `sample_rate` is not the model's.
+        state: to look at, not to change.
+    """
+
+    def __init__(
+        self,
+        separator: Separator,
+        plan: WindowPlan,
+        sample_rate: int,
+        conditions: Float32,
+        *,
+        channels: int | None = None,
+        single: bool = True,
+        peak: float = 1.0,
+        batch: int = 1,
+    ) -> None:
+        self.sample_rate, self.plan, rate, rows = sample_rate, plan, separator.family.sample_rate, channels or 1
+        self._separator, self._channels, self._single = separator, channels, single
+        self._gain = np.float32(headroom_gain(peak))  # the model knows mixtures within [-1, 1]
+        self._into = Resampler(sample_rate, rate, rows)
+        self._out = Resampler(rate, sample_rate, len(conditions) * rows)
+        self._windower = Windower(plan, rows, len(conditions), self._run, batch)
+        self.latency = plan.latency / rate + self._into.delay + self._out.delay
+        self.state = StreamState(conditions, self._windower.state)
+        self._busy = Lock()
+
+    def push(self, block: NDArray[Any]) -> Float32:
+        """Hear the next samples.
+
+        Args:
+            block: [n], or [channels, n] if the stream was opened with `channels`; n ≥ 0; float or signed integers; never modified.
+
+        Returns:
+            float32 results that became ready, [m] or [channels, m], of several queries [K, m] or [K, channels, m]; m may be 0.
+
+        Raises:
+            AudioError: a block of another shape, or with samples that are not finite; it was not heard, and the stream goes on.
+            StreamError: the stream has ended, or another thread is in it.
+            EngineError: the engine failed; the stream has ended.
+        """
+        samples = self._checked(block)
+        return self._guarded(lambda: self._push(samples, last=False))
+
+    def finish(self) -> Float32:
+        """Nothing more will come → all results that are left; in all there are as many samples as were pushed.
+
+        Raises:
+            StreamError, EngineError: as for `push`.
+        """
+        nothing = np.zeros((self._channels or 1, 0), np.float32)
+        rest = self._guarded(lambda: self._push(nothing, last=True))
+        self.state.closed = "it is finished"
+        return rest
+
+    def ask(self, positive: Query | str | None = None, negative: Query | str | None = None, *, condition: Float32 | None = None) -> None:
+        """Ask for something else from the next window on, at most one hop later; the old result fades into the new one.
+
+        Raises:
+            QueryError: as for `Separator.separate`, or the stream answers several queries.
+            StreamError: as for `push`.
+        """
+        if not self._single:
+            raise StreamError("the stream answers several queries, which stay as they are; open another one")
+        asked = self._separator.ask(positive, negative, condition)[None]
+        with self._alone():
+            self.state.conditions = asked
+
+    def _checked(self, block: NDArray[Any]) -> Float32:
+        """[channels, n]"""
+        array, channels = np.asarray(block), self._channels
+        wanted = "[n]" if channels is None else f"[{channels}, n]"
+        if array.ndim != (1 if channels is None else 2) or (channels is not None and array.shape[0] != channels):
+            raise AudioError(f"a block of shape {list(array.shape)} was pushed; this stream takes {wanted}")
+        if array.size == 0:
+            return np.zeros((channels or 1, 0), np.float32)
+        return np.atleast_2d(check_samples(array, "a block"))
+
+    def _guarded(self, work: Callable[[], Float32]) -> Float32:
+        """A stream that was interrupted or failed within a window has lost its place, so it ends."""
+        with self._alone():
+            try:
+                return work()
+            except BaseException as error:
+                self.state.closed = f"it failed ({error or type(error).__name__})"
+                raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise StreamError("two threads use one stream at once; give each thread a stream of its own")
+        try:
+            if self.state.closed:
+                raise StreamError(f"the stream takes nothing more, as {self.state.closed}; open another one")
+            yield
+        finally:
+            self._busy.release()
+
+    def _push(self, samples: Float32, *, last: bool) -> Float32:
+        state = self.state
+        state.received += samples.shape[1]
+        targets = self._windower.push(self._into.push(samples * self._gain, last=last))
+        if last:
+            targets = np.concatenate([targets, self._windower.finish()], axis=2)
+        k, channels, n = targets.shape
+        ready = self._out.push(targets.reshape(k * channels, n), last=last).reshape(k, channels, -1)
+        left = state.received - state.returned
+        ready = fit_length(ready, left) if last else ready[:, :, :left]
+        state.returned += ready.shape[2]
+        return self._shaped(ready / self._gain)
+
+    def _shaped(self, ready: Float32) -> Float32:
+        ready = ready[0] if self._single else ready
+        return ready[..., 0, :] if self._channels is None else ready
+
+    def _run(self, windows: Float32) -> Float32:
+        return self._separator.separate_windows(windows, self.state.conditions)
