@@ -267,7 +267,7 @@ class Separator:
 
         With a `batch` of several windows results are ready that many hops later.
         """
-        conditions = np.stack([self._condition_of(question) for question in queries])
+        conditions = np.stack([self._numbered(i, question) for i, question in enumerate(queries, 1)])
         return self._open_stream(self._plan(hop, overlap), conditions, sample_rate, channels, peak, single=False, batch=batch)
 
     def ask(self, positive: Query | str | None, negative: Query | str | None, condition: Float32 | None) -> Float32:
@@ -310,6 +310,12 @@ class Separator:
     def _short_context(self) -> int:
         entry = self.bundle.manifest.graphs.get(SHORT_TEXT) if SHORT_TEXT in self.choice.plans else None
         return int(entry.inputs[0].shape[1]) if entry else 0
+
+    def _numbered(self, number: int, question: Question) -> Float32:
+        try:
+            return self._condition_of(question)
+        except QueryError as error:
+            raise QueryError(f"query {number}: {error}") from error
 
     def _condition_of(self, question: Question) -> Float32:
         if isinstance(question, np.ndarray):
