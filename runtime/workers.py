@@ -130,7 +130,7 @@ def _main(connection: Connection, open_work: Callable[[], Work[Any, Any]], level
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, ConnectionError):
         try:
             work = open_work()
         except ClapsepError as error:
@@ -147,7 +147,7 @@ def _try(work: Work[Item, Result], item: Item, report: Report) -> Outcome[Item, 
         return Outcome(item, result=work(item, report))
     except ClapsepError as error:
         return Outcome(item, error=error)
-    except BrokenPipeError:  # the parent is gone
+    except ConnectionError:  # the parent is gone
         raise
     except Exception as error:  # whatever a broken file brings to light must not stop the others
         unexpected = WorkerError(f"unexpected {type(error).__name__}: {error}; run it alone with --debug and report it")
