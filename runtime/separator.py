@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from .windows import WindowPlan
 
 log = logging.getLogger(__name__)
 OVERLAP_SECONDS = 1.0
+GPU_CALLERS = 4
 BLOCK = 1 << 18  # samples that are handed on at once
 Question = Query | str | tuple[Query | str | None, Query | str | None] | Float32
 
@@ -87,8 +89,10 @@ class Separator:
         batch: windows of a long mixture that one engine call takes; 1 on the CPU by default, as many as plans are made for on a GPU.
         route: take these graphs (`split`, `waveform` or `fused`; docs/performance.md) and not those that are fastest on the device.
         limits: what audio files may have at most.
+        concurrency: calls into the network that run at once, each with working memory of its own; further threads wait. One per processor
+            by default, on a GPU four.
 
-    Graphs are loaded when first used. One instance may be shared by threads.
+    Graphs are loaded when first used. One instance may be shared by threads, and gives each what it would give it alone.
 
     Raises:
         BundleError, EngineUnavailable, EngineError
@@ -113,8 +117,9 @@ class Separator:
         batch: int | None = None,
         route: str | None = None,
         limits: Limits = LIMITS,
+        concurrency: int | None = None,
     ) -> None:
-        for name, value in (("threads", threads), ("batch", batch)):
+        for name, value in (("threads", threads), ("batch", batch), ("concurrency", concurrency)):
             if value is not None and not (type(value) is int and value > 0):
                 raise QueryError(f"{name} is {value!r}; give a positive integer or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -129,6 +134,7 @@ class Separator:
         self.engine = Engines(self.bundle, self.choice, self._open_file)
         self._routes = {name: ROUTES[name](self.family, self.engine) for name in {self.choice.one, self.choice.several}}
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
+        self._slots = BoundedSemaphore(concurrency or (GPU_CALLERS if on_gpu else len(os.sched_getaffinity(0))))
         self.batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
         words = self.bundle.manifest.query.get("words")
         self._queries = QueryEncoder(
@@ -325,7 +331,9 @@ class Separator:
 
     def separate_windows(self, windows: Float32, conditions: Float32) -> Float32:
         """Windows [B, window_samples] at the model's rate, conditions [K, condition] → targets [K, B, window_samples], no scaling."""
-        return self._routes[self.choice.one if len(conditions) == 1 else self.choice.several].targets(windows, conditions)
+        route = self._routes[self.choice.one if len(conditions) == 1 else self.choice.several]
+        with self._slots:
+            return route.targets(windows, conditions)
 
     def maps(self, windows: Float32, condition: Float32) -> Maps:
         """The network's maps by name, [B, frames, bins] each, for windows [B, window_samples] at the model's rate.
