@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine, EngineOptions, engine_class, open_engine, this_machine
-from .audio import MAX_CHANNELS, check_rate, check_samples, peak_of
+from .audio import check_rate, check_samples, peak_of
 from .audiofile import LIMITS, Limits
 from .bundle import Bundle
 from .clap import CROPS
@@ -219,8 +219,6 @@ class Separator:
             AudioError, QueryError, EngineError
         """
         samples, sample_rate = check_samples(mixture, "the mixture"), check_rate(sample_rate, "the mixture")
-        if not isinstance(queries, list | tuple | np.ndarray) or not len(queries):
-            raise QueryError("queries must be a list of at least one question; put a single query into a list")
         channels = samples.shape[0] if samples.ndim == 2 else None
         stream = self.stream_many(queries, sample_rate, channels=channels, peak=peak_of(samples), batch=self.batch)
         out, done = np.empty((len(queries), *samples.shape), np.float32), 0
@@ -255,8 +253,8 @@ class Separator:
         Raises:
             AudioError, QueryError, EngineError
         """
-        plan = self._plan(hop, overlap)
-        return self._open_stream(plan, self.ask(positive, negative, condition)[None], sample_rate, channels, peak, single=True)
+        asked = self.ask(positive, negative, condition)[None]
+        return Stream(self, self._plan(hop, overlap), asked, sample_rate, channels, peak=peak)
 
     def stream_many(
         self,
@@ -273,8 +271,10 @@ class Separator:
 
         With a `batch` of several windows results are ready that many hops later.
         """
-        conditions = np.stack([self._numbered(i, question) for i, question in enumerate(queries, 1)])
-        return self._open_stream(self._plan(hop, overlap), conditions, sample_rate, channels, peak, single=False, batch=batch)
+        if not isinstance(queries, list | tuple | np.ndarray) or not len(queries):
+            raise QueryError("queries must be a list of at least one question; put a single query into a list")
+        asked = np.stack([self._numbered(i, question) for i, question in enumerate(queries, 1)])
+        return Stream(self, self._plan(hop, overlap), asked, sample_rate, channels, peak=peak, single=False, batch=batch)
 
     def ask(self, positive: Query | str | None, negative: Query | str | None, condition: Float32 | None) -> Float32:
         """The condition that was given, checked, or that of the query pair.
@@ -294,24 +294,6 @@ class Separator:
         rate = self.family.sample_rate
         overlap = self.plan.overlap / rate if overlap is None else overlap
         return WindowPlan.of(self.family.window_samples, rate, overlap, hop)
-
-    def _open_stream(
-        self,
-        plan: WindowPlan,
-        conditions: Float32,
-        sample_rate: int | None,
-        channels: int | None,
-        peak: float,
-        *,
-        single: bool,
-        batch: int = 1,
-    ) -> Stream:
-        rate = self.family.sample_rate if sample_rate is None else check_rate(sample_rate, "the stream")
-        if channels is not None and not (type(channels) is int and 0 < channels <= MAX_CHANNELS):
-            raise AudioError(f"the stream has {channels!r} channels; give None for mono or a number from 1 to {MAX_CHANNELS}")
-        if not isinstance(peak, float | int) or not 0 <= peak < float("inf"):
-            raise AudioError(f"a peak of {peak!r} was announced; give the largest magnitude that will come, such as 1")
-        return Stream(self, plan, rate, conditions, channels=channels, peak=peak, single=single, batch=batch)
 
     def _short_context(self) -> int:
         entry = self.bundle.manifest.graphs.get(SHORT_TEXT) if SHORT_TEXT in self.choice.plans else None
