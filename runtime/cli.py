@@ -10,25 +10,16 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..engines import KINDS
 from .audiofile import FORMATS
-from .clap import CROPS
-from .commands import Command, debug_option, device_option, precision_option
+from .cli_stream import stream
+from .commands import Command, debug_option
 from .errors import InputError, OutputError, OutputExists
 from .files import separate_file
-from .plans import AUTO
+from .options import EXISTING, engine_options, open_separator, query_options
 from .query import Query
-from .separator import OVERLAP_SECONDS, Separator
+from .separator import OVERLAP_SECONDS
 
-EXISTING = click.Path(path_type=Path)
 Job = tuple[Path, list[Path]]
-
-
-def _single(_ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """click would keep the last of several values in silence."""
-    if len(values) > 1:
-        raise click.UsageError(f"--{parameter.name} was given {len(values)} times; give one text (examples may be several)")
-    return values[0] if values else None
 
 
 def _named(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -54,7 +45,7 @@ def main() -> None:
 @main.command()
 @click.argument("bundle", type=EXISTING)
 @click.argument("mixtures", metavar="MIXTURE...", type=EXISTING, nargs=-1, required=True)
-@click.option("--positive", metavar="TEXT", multiple=True, callback=_single, help="What to extract.")
+@query_options
 @click.option(
     "--target",
     "targets",
@@ -62,21 +53,6 @@ def main() -> None:
     multiple=True,
     callback=_named,
     help="One of several things to extract, each into a file MIXTURE.NAME; the mixture is analysed once.",
-)
-@click.option("--negative", metavar="TEXT", multiple=True, callback=_single, help="What to leave out.")
-@click.option(
-    "--positive-audio",
-    metavar="FILE",
-    type=EXISTING,
-    multiple=True,
-    help="Example of what to extract; several are averaged.",
-)
-@click.option(
-    "--negative-audio",
-    metavar="FILE",
-    type=EXISTING,
-    multiple=True,
-    help="Example of what to leave out; several are averaged.",
 )
 @click.option(
     "-o",
@@ -86,23 +62,8 @@ def main() -> None:
     required=True,
     help="Output file; a directory if it exists as one, has no extension, or takes several mixtures.",
 )
-@click.option("--engine", type=click.Choice([*KINDS, AUTO]), default="onnxruntime", show_default=True)
-@device_option
-@precision_option
-@click.option(
-    "--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="Capture the launches of TensorRT kinds and replay them."
-)
-@click.option("--threads", type=click.IntRange(1), help="Engine threads.  [default: one per physical core]")
-@click.option(
-    "--alpha",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Weight of audio where a query has both.",
-)
 @click.option("--overlap", type=float, default=OVERLAP_SECONDS, show_default=True, metavar="SECONDS", help="What windows share.")
-@click.option("--normalize/--no-normalize", default=None, help="Unit-norm condition vector or not.  [default: the bundle's rule]")
-@click.option("--crop", type=click.Choice(CROPS), help="Which part of a long audio query counts.  [default: the bundle's rule]")
+@engine_options
 @click.option("--force", is_flag=True, help="Overwrite existing outputs.")
 @debug_option
 def separate(
@@ -114,25 +75,16 @@ def separate(
     positive_audio: tuple[Path, ...],
     negative_audio: tuple[Path, ...],
     output: Path,
-    engine: str,
-    device: str | None,
-    precision: str | None,
-    cuda_graph: bool,
-    threads: int | None,
     alpha: float,
     overlap: float,
-    normalize: bool | None,
-    crop: str | None,
     force: bool,
+    **engine: Any,
 ) -> None:
     """Separate each MIXTURE with BUNDLE; rate, length and channels stay as they are."""
     if targets and (positive or positive_audio):
         raise InputError("--target was given with --positive or --positive-audio; name that one too, or leave the others out")
     jobs = _outputs(mixtures, output, tuple(targets), {path.resolve() for path in (*positive_audio, *negative_audio)}, force)
-    options: dict[str, Any] = {"device": device, "precision": precision, "cuda_graph": cuda_graph, "threads": threads}
-    separator = Separator(bundle, engine, **options, normalize=normalize, crop=crop, overlap=overlap)
-    if engine == AUTO:
-        click.echo(separator.choice.why, err=True)
+    separator = open_separator(bundle, **engine, overlap=overlap)
     without = Query(negative, negative_audio, alpha)
     queries = [Query(text) for text in targets.values()] or [Query(positive, positive_audio, alpha)]
     conditions = [separator.condition(query, without) for query in queries]
@@ -185,3 +137,6 @@ def _make_directory(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{output} cannot be created ({error.strerror}); choose another place") from error
+
+
+main.add_command(stream)
