@@ -14,15 +14,15 @@ def test_lags_are_counted_from_when_a_sample_was_recorded():
 
 
 def test_seams_see_a_jump_at_a_hand_over_and_nowhere_else():
-    plan, random = WindowPlan(1000, 800, 200), np.random.default_rng(0)
-    out = random.normal(0, 0.01, 5000).astype(np.float32)
+    plan, random = WindowPlan(10_000, 8000, 2000), np.random.default_rng(0)
+    out = random.normal(0, 0.01, 50_000).astype(np.float32)
     quiet = bench.seams(out, plan, 0)
-    assert quiet["n"] == len(plan.ends(5000)) - 1
+    assert quiet["n"] == len(plan.ends(50_000)) - 1
     assert quiet["max"] < 2
-    end = plan.ends(5000)[1]
+    end = plan.ends(50_000)[1]
     out[end - plan.discard :] += 1
     assert bench.seams(out, plan, 0)["max"] > 10
-    assert bench.seams(out, plan, 300)["max"] < 2
+    assert bench.seams(out, plan, 3000)["max"] < 2
 
 
 def test_the_command_beside_a_clock(demo_bundle):
