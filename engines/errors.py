@@ -39,3 +39,7 @@ class EngineUnavailable(EngineError):
         super().__init__(message)
         self.reason: Reason = reason
         self.exit_code = 2 if reason in ("unknown-engine", "wrong-device", "wrong-precision") else 1
+
+    def __reduce__(self) -> tuple[type[EngineUnavailable], tuple[str, Reason]]:
+        """Pickled whole, for worker processes."""
+        return type(self), (str(self), self.reason)

@@ -134,6 +134,15 @@ def read_audio(path: str | Path, limits: Limits = LIMITS) -> tuple[Float32, int]
         return check_samples(samples, str(path)), check_rate(file.samplerate, str(path))
 
 
+def duration(path: Path) -> float:
+    """Seconds of sound that a file's header promises, for progress bars; 0 if it cannot be read."""
+    try:
+        with _opened(path) as file:
+            return min(file.frames / file.samplerate, LIMITS.seconds)
+    except AudioError:
+        return 0.0
+
+
 @contextlib.contextmanager
 def _opened(path: Path, limits: Limits = LIMITS) -> Iterator[Any]:
     """A soundfile.SoundFile; what it raises becomes an AudioError."""

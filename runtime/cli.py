@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import re
+import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .. import __version__
-from .audiofile import FORMATS
+from .audiofile import LIMITS, Limits, duration
+from .batch import Batch, Summary
 from .cli_stream import stream
 from .commands import Command, debug_option
-from .errors import InputError, OutputError, OutputExists
-from .files import separate_file
+from .errors import InputError
+from .jobs import Asked, check_name, into_folder, plan_jobs
+from .log import NAME as LOG
 from .options import EXISTING, engine_options, open_separator, query_options
 from .query import Query
 from .separator import OVERLAP_SECONDS
-
-Job = tuple[Path, list[Path]]
 
 
 def _named(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -27,9 +29,7 @@ def _named(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, 
     targets: dict[str, str] = {}
     for value in values:
         name, _, text = value.partition("=")
-        if not re.fullmatch(r"[\w-]{1,64}", name) or not text.strip():
-            raise click.UsageError(f"--target {value} is not NAME=TEXT with a name of letters, digits, - and _; give dog='a dog barking'")
-        if name in targets:
+        if check_name(f"--target {value}", name, text) in targets:
             raise click.UsageError(f"--target {name} was given twice; give each target a name of its own")
         targets[name] = text
     return targets
@@ -44,7 +44,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("bundle", type=EXISTING)
-@click.argument("mixtures", metavar="MIXTURE...", type=EXISTING, nargs=-1, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @query_options
 @click.option(
     "--target",
@@ -60,83 +60,122 @@ def main() -> None:
     metavar="OUT",
     type=EXISTING,
     required=True,
-    help="Output file; a directory if it exists as one, has no extension, or takes several mixtures.",
+    help="Output file; a directory if it exists as one, has no extension, or takes several results.",
 )
-@click.option("--overlap", type=float, default=OVERLAP_SECONDS, show_default=True, metavar="SECONDS", help="What windows share.")
 @engine_options
+@click.option(
+    "--overlap", type=float, default=OVERLAP_SECONDS, show_default=True, metavar="SECONDS", help="In which a window hands over to the next."
+)
+@click.option("--hop", type=float, metavar="SECONDS", help="From one window to the next.  [default: the longest]")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, with an engine each.")
+@click.option("--resume", is_flag=True, help="Leave out what an earlier run into the same directory finished.")
+@click.option(
+    "--log", "log_file", metavar="FILE.jsonl", type=EXISTING, help=f"Where to write what happens.  [default: {LOG} in a directory OUT]"
+)
+@click.option("--max-seconds", type=click.FloatRange(0), default=LIMITS.seconds, show_default=True, help="Longest mixture.")
+@click.option("--max-channels", type=click.IntRange(1), default=LIMITS.channels, show_default=True, help="Most channels of a file.")
+@click.option("--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Largest file.")
 @click.option("--force", is_flag=True, help="Overwrite existing outputs.")
 @debug_option
+@click.pass_context
 def separate(
+    ctx: click.Context,
     bundle: Path,
-    mixtures: tuple[Path, ...],
+    inputs: tuple[str, ...],
     positive: str | None,
     targets: dict[str, str],
     negative: str | None,
     positive_audio: tuple[Path, ...],
     negative_audio: tuple[Path, ...],
     output: Path,
+    engine: str,
     alpha: float,
-    overlap: float,
+    jobs: int,
+    resume: bool,
+    log_file: Path | None,
+    max_seconds: float,
+    max_channels: int,
+    max_bytes: int,
     force: bool,
-    **engine: Any,
+    **options: Any,
 ) -> None:
-    """Separate each MIXTURE with BUNDLE; rate, length and channels stay as they are."""
+    """Separate every INPUT with BUNDLE; rate, length and channels stay as they are.
+
+    An INPUT is an audio file, a folder of them, a pattern in quotes, or a job list: a .jsonl or .csv file with one mixture per line
+    (fields input, output, positive, negative, positive_audio, negative_audio, alpha, targets). A long file needs no more memory than a
+    short one. In a run over several files a broken one does not stop the others; the exit code is 1 then.
+    """
     if targets and (positive or positive_audio):
         raise InputError("--target was given with --positive or --positive-audio; name that one too, or leave the others out")
-    jobs = _outputs(mixtures, output, tuple(targets), {path.resolve() for path in (*positive_audio, *negative_audio)}, force)
-    separator = open_separator(bundle, **engine, overlap=overlap)
-    without = Query(negative, negative_audio, alpha)
-    queries = [Query(text) for text in targets.values()] or [Query(positive, positive_audio, alpha)]
-    conditions = [separator.condition(query, without) for query in queries]
-    with click.progressbar(jobs, label="separating", file=sys.stderr, item_show_func=_name) as bar:
-        for source, outputs in bar:
-            for target in outputs:
-                _make_directory(target.parent)
-            separate_file(separator, source, outputs, conditions, force=force)
-            for target in outputs:
-                click.echo(target)
+    named = {name: Query(text) for name, text in targets.items()}
+    asked = Asked(named or {"": Query(positive, positive_audio, alpha)}, Query(negative, negative_audio, alpha))
+    arguments = {"bundle": bundle, "engine": engine, "limits": Limits(max_bytes, max_channels, max_seconds), **options}
+    batch = _batch(arguments, inputs, output, asked, jobs, force, log_file, resume)
+    open_separator(**arguments)  # before anything else is touched; a worker opens its own
+    summary = _run(batch)
+    if len(batch.jobs) == 1 and summary.failed:
+        raise summary.failed[0][1]
+    ctx.exit(1 if summary.failed else 0)
 
 
-def _name(job: Job | None) -> str | None:
-    return None if job is None else str(job[0])
+def _batch(
+    arguments: dict[str, Any],
+    inputs: Sequence[str],
+    output: Path,
+    asked: Asked,
+    workers: int,
+    force: bool,
+    log_file: Path | None,
+    resume: bool,
+) -> Batch:
+    """The run that was asked for, once everything that can be refused has been looked at."""
+    jobs = plan_jobs(inputs, output, asked)
+    if log_file is not None and log_file.suffix.lower() != ".jsonl":
+        raise InputError(f"--log {log_file} does not end in .jsonl; give it that extension")
+    log_file = log_file or (output / LOG if into_folder(inputs, output, asked) else None)
+    if resume and log_file is None:
+        raise InputError("--resume needs the log of the run before; give a directory with -o, or --log")
+    common = asked.questions if any(job.asked is asked for job in jobs) else ()
+    if workers > 1 and arguments["threads"] is None:
+        arguments["threads"] = max(1, len(os.sched_getaffinity(0)) // workers)
+    return Batch(arguments, jobs, common, workers, force, log_file, resume)
 
 
-def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], clips: set[Path], force: bool) -> list[Job]:
-    """Every mixture with the files of its targets; everything that can be refused is refused before anything is computed."""
-    into = output.is_dir() or len(mixtures) > 1 or bool(names) or not output.suffix
-    if into and not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in FORMATS):
-        raise InputError(f"{output} cannot be the directory for {len(mixtures) * max(len(names), 1)} outputs; give a directory")
-    jobs = [(source, _files(source, names, output) if into else [output]) for source in mixtures]
-    targets = [target for _, outputs in jobs for target in outputs]
-    there = {source.resolve() for source in mixtures}
-    for source, target in ((source, target) for source, outputs in jobs for target in outputs):
-        if not source.is_file():
-            raise InputError(f"{source} is not a file; check the path")
-        if target.resolve() in there:
-            raise InputError(f"{target} would overwrite a mixture; choose another output")
-        if target.resolve() in clips:
-            raise InputError(f"{target} would overwrite an example of a query; choose another output")
-        if target.exists() and not force:
-            raise OutputExists(f"{target} exists; choose another name or pass --force")
-        if targets.count(target) > 1:
-            raise InputError(f"two mixtures would both be written to {target}; separate them into different directories")
-        if not into and not target.parent.is_dir():
-            raise InputError(f"{target.parent} is not a directory; create it first")
-        if target.suffix.lower() not in FORMATS:
-            raise InputError(f"{target} has no known audio extension; use one of: {' '.join(FORMATS)}")
-    return jobs
+def _run(batch: Batch) -> Summary:
+    """Run it under a progress bar, and say what became of it."""
+    left = batch.left()
+    total, begin = sum(duration(job.mixture) for job in left), time.perf_counter()
+    with click.progressbar(length=max(1, round(1000 * total)), label="separating", file=sys.stderr, item_show_func=_rtf) as bar:
+        done = 0.0
+
+        def report(seconds: float) -> None:
+            nonlocal done
+            done += seconds
+            bar.update(round(1000 * done) - bar.pos, (time.perf_counter() - begin) / done)
+
+        try:
+            summary = batch.run(left, report, lambda job: click.echo("\n".join(map(str, job.outputs))))
+        except KeyboardInterrupt:
+            if batch.log:
+                click.echo("\n--resume goes on from here", err=True)
+            raise
+    if len(batch.jobs) > 1:
+        _tell(summary, time.perf_counter() - begin)
+    return summary
 
 
-def _files(source: Path, names: tuple[str, ...], folder: Path) -> list[Path]:
-    """`street.wav` becomes `street.wav`, or `street.dog.wav` and so on for named targets."""
-    return [folder / f"{source.stem}.{name}{source.suffix}" for name in names] or [folder / source.name]
+def _tell(summary: Summary, took: float) -> None:
+    for job, error in summary.failed:
+        where = "" if str(job.mixture) in str(error) else f"{job.mixture}: "
+        click.echo(f"error: {where}{error}", err=True)
+    rate = f", RTF {took / summary.seconds:.3f}" if summary.seconds else ""
+    counts = f"{len(summary.done)} done, {len(summary.failed)} failed, {summary.skipped} skipped"
+    click.echo(f"{counts}: {summary.seconds:.0f} s of audio in {took:.1f} s{rate}", err=True)
 
 
-def _make_directory(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be created ({error.strerror}); choose another place") from error
+def _rtf(rtf: float | None) -> str | None:
+    """Real-time factor so far: seconds of work per second of audio."""
+    return None if rtf is None else f"RTF {rtf:.3f}"
 
 
 main.add_command(stream)

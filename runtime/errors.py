@@ -27,6 +27,7 @@ __all__ = [
     "SizeMismatch",
     "StreamError",
     "UnsafePath",
+    "WorkerError",
 ]
 
 
@@ -90,6 +91,10 @@ class OutputExists(InputError):
 
 class OutputError(ClapsepError):
     """An output could not be written."""
+
+
+class WorkerError(ClapsepError):
+    """A worker process died, or met what nobody expected, while it separated a mixture."""
 
 
 class DownloadError(ClapsepError):

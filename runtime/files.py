@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from .dsp import Float32
 from .separator import Separator
 from .stream import Stream
 
+log = logging.getLogger(__name__)
 Progress = Callable[[float], object]  # seconds of the mixture that have been read since the last call
 
 
@@ -58,6 +60,8 @@ def separate_file(
     """
     begin = time.perf_counter()
     source = scan(mixture, separator.limits)
+    if source.complaint:
+        log.warning("%s", source.complaint)
     stream = separator.stream_many(conditions, source.sample_rate, channels=source.channels, peak=source.peak, batch=separator.batch)
     with ExitStack() as stack:
         sinks = [stack.enter_context(_sink(path, source, force)) for path in outputs]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine, EngineOptions, engine_class, open_engine, this_machine
-from .audio import MAX_CHANNELS, check_rate, check_samples, peak_of
+from .audio import check_rate, check_samples, peak_of
 from .audiofile import LIMITS, Limits
 from .bundle import Bundle
 from .clap import CROPS
@@ -29,6 +30,7 @@ from .windows import WindowPlan
 
 log = logging.getLogger(__name__)
 OVERLAP_SECONDS = 1.0
+GPU_CALLERS = 4
 BLOCK = 1 << 18  # samples that are handed on at once
 Question = Query | str | tuple[Query | str | None, Query | str | None] | Float32
 
@@ -87,8 +89,10 @@ class Separator:
         batch: windows of a long mixture that one engine call takes; 1 on the CPU by default, as many as plans are made for on a GPU.
         route: take these graphs (`split`, `waveform` or `fused`; docs/performance.md) and not those that are fastest on the device.
         limits: what audio files may have at most.
+        concurrency: calls into the network that run at once, each with working memory of its own; further threads wait. One per processor
+            by default, on a GPU four.
 
-    Graphs are loaded when first used. One instance may be shared by threads.
+    Graphs are loaded when first used. One instance may be shared by threads, and gives each what it would give it alone.
 
     Raises:
         BundleError, EngineUnavailable, EngineError
@@ -113,8 +117,9 @@ class Separator:
         batch: int | None = None,
         route: str | None = None,
         limits: Limits = LIMITS,
+        concurrency: int | None = None,
     ) -> None:
-        for name, value in (("threads", threads), ("batch", batch)):
+        for name, value in (("threads", threads), ("batch", batch), ("concurrency", concurrency)):
             if value is not None and not (type(value) is int and value > 0):
                 raise QueryError(f"{name} is {value!r}; give a positive integer or None")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
@@ -129,6 +134,7 @@ class Separator:
         self.engine = Engines(self.bundle, self.choice, self._open_file)
         self._routes = {name: ROUTES[name](self.family, self.engine) for name in {self.choice.one, self.choice.several}}
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
+        self._slots = BoundedSemaphore(concurrency or (GPU_CALLERS if on_gpu else len(os.sched_getaffinity(0))))
         self.batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
         words = self.bundle.manifest.query.get("words")
         self._queries = QueryEncoder(
@@ -213,8 +219,6 @@ class Separator:
             AudioError, QueryError, EngineError
         """
         samples, sample_rate = check_samples(mixture, "the mixture"), check_rate(sample_rate, "the mixture")
-        if not isinstance(queries, list | tuple | np.ndarray) or not len(queries):
-            raise QueryError("queries must be a list of at least one question; put a single query into a list")
         channels = samples.shape[0] if samples.ndim == 2 else None
         stream = self.stream_many(queries, sample_rate, channels=channels, peak=peak_of(samples), batch=self.batch)
         out, done = np.empty((len(queries), *samples.shape), np.float32), 0
@@ -249,8 +253,8 @@ class Separator:
         Raises:
             AudioError, QueryError, EngineError
         """
-        plan = self._plan(hop, overlap)
-        return self._open_stream(plan, self.ask(positive, negative, condition)[None], sample_rate, channels, peak, single=True)
+        asked = self.ask(positive, negative, condition)[None]
+        return Stream(self, self._plan(hop, overlap), asked, sample_rate, channels, peak=peak)
 
     def stream_many(
         self,
@@ -267,8 +271,10 @@ class Separator:
 
         With a `batch` of several windows results are ready that many hops later.
         """
-        conditions = np.stack([self._condition_of(question) for question in queries])
-        return self._open_stream(self._plan(hop, overlap), conditions, sample_rate, channels, peak, single=False, batch=batch)
+        if not isinstance(queries, list | tuple | np.ndarray) or not len(queries):
+            raise QueryError("queries must be a list of at least one question; put a single query into a list")
+        asked = np.stack([self._numbered(i, question) for i, question in enumerate(queries, 1)])
+        return Stream(self, self._plan(hop, overlap), asked, sample_rate, channels, peak=peak, single=False, batch=batch)
 
     def ask(self, positive: Query | str | None, negative: Query | str | None, condition: Float32 | None) -> Float32:
         """The condition that was given, checked, or that of the query pair.
@@ -289,27 +295,15 @@ class Separator:
         overlap = self.plan.overlap / rate if overlap is None else overlap
         return WindowPlan.of(self.family.window_samples, rate, overlap, hop)
 
-    def _open_stream(
-        self,
-        plan: WindowPlan,
-        conditions: Float32,
-        sample_rate: int | None,
-        channels: int | None,
-        peak: float,
-        *,
-        single: bool,
-        batch: int = 1,
-    ) -> Stream:
-        rate = self.family.sample_rate if sample_rate is None else check_rate(sample_rate, "the stream")
-        if channels is not None and not (type(channels) is int and 0 < channels <= MAX_CHANNELS):
-            raise AudioError(f"the stream has {channels!r} channels; give None for mono or a number from 1 to {MAX_CHANNELS}")
-        if not isinstance(peak, float | int) or not 0 <= peak < float("inf"):
-            raise AudioError(f"a peak of {peak!r} was announced; give the largest magnitude that will come, such as 1")
-        return Stream(self, plan, rate, conditions, channels=channels, peak=peak, single=single, batch=batch)
-
     def _short_context(self) -> int:
         entry = self.bundle.manifest.graphs.get(SHORT_TEXT) if SHORT_TEXT in self.choice.plans else None
         return int(entry.inputs[0].shape[1]) if entry else 0
+
+    def _numbered(self, number: int, question: Question) -> Float32:
+        try:
+            return self._condition_of(question)
+        except QueryError as error:
+            raise QueryError(f"query {number}: {error}") from error
 
     def _condition_of(self, question: Question) -> Float32:
         if isinstance(question, np.ndarray):
@@ -319,7 +313,9 @@ class Separator:
 
     def separate_windows(self, windows: Float32, conditions: Float32) -> Float32:
         """Windows [B, window_samples] at the model's rate, conditions [K, condition] → targets [K, B, window_samples], no scaling."""
-        return self._routes[self.choice.one if len(conditions) == 1 else self.choice.several].targets(windows, conditions)
+        route = self._routes[self.choice.one if len(conditions) == 1 else self.choice.several]
+        with self._slots:
+            return route.targets(windows, conditions)
 
     def maps(self, windows: Float32, condition: Float32) -> Maps:
         """The network's maps by name, [B, frames, bins] each, for windows [B, window_samples] at the model's rate.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import check_samples, headroom_gain
+from .audio import MAX_CHANNELS, check_rate, check_samples, headroom_gain
 from .dsp import Float32
 from .errors import AudioError, StreamError
 from .query import Query
@@ -58,20 +59,27 @@ class Stream:
         self,
         separator: Separator,
         plan: WindowPlan,
-        sample_rate: int,
         conditions: Float32,
+        sample_rate: int | None,
+        channels: int | None,
         *,
-        channels: int | None = None,
-        single: bool = True,
         peak: float = 1.0,
+        single: bool = True,
         batch: int = 1,
     ) -> None:
-        self.sample_rate, self.plan, rate, rows = sample_rate, plan, separator.family.sample_rate, channels or 1
+        if channels is not None and not (type(channels) is int and 0 < channels <= MAX_CHANNELS):
+            raise AudioError(f"the stream has {channels!r} channels; give None for mono or a number from 1 to {MAX_CHANNELS}")
+        if not isinstance(peak, float | int) or not 0 <= peak < float("inf"):
+            raise AudioError(f"a peak of {peak!r} was announced; give the largest magnitude that will come, such as 1")
+        rate, rows = separator.family.sample_rate, channels or 1
+        self.sample_rate = rate if sample_rate is None else check_rate(sample_rate, "the stream")
+        self.plan = plan
         self._separator, self._channels, self._single = separator, channels, single
         self._gain = np.float32(headroom_gain(peak))  # the model knows mixtures within [-1, 1]
-        self._into = Resampler(sample_rate, rate, rows)
-        self._out = Resampler(rate, sample_rate, len(conditions) * rows)
-        self._windower = Windower(plan, rows, len(conditions), self._run, batch)
+        self._into = Resampler(self.sample_rate, rate, rows)
+        self._out = Resampler(rate, self.sample_rate, len(conditions) * rows)
+        process = partial(separator.separate_windows, conditions=conditions)  # not a method of this: without a cycle, all goes at once
+        self._windower = Windower(plan, rows, len(conditions), process, batch)
         self.latency = plan.latency / rate + self._into.delay + self._out.delay
         self.state = StreamState(conditions, self._windower.state)
         self._busy = Lock()
@@ -116,6 +124,7 @@ class Stream:
         asked = self._separator.ask(positive, negative, condition)[None]
         with self._alone():
             self.state.conditions = asked
+            self._windower.process = partial(self._separator.separate_windows, conditions=asked)
 
     def _checked(self, block: NDArray[Any]) -> Float32:
         """[channels, n]"""
@@ -163,6 +172,3 @@ class Stream:
     def _shaped(self, ready: Float32) -> Float32:
         ready = ready[0] if self._single else ready
         return ready[..., 0, :] if self._channels is None else ready
-
-    def _run(self, windows: Float32) -> Float32:
-        return self._separator.separate_windows(windows, self.state.conditions)

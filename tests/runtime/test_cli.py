@@ -45,7 +45,7 @@ def test_the_command_writes_what_the_api_returns(run, demo_bundle, separator, wa
 def test_several_mixtures_go_into_a_directory(run, demo_bundle, wav, tmp_path):
     sources = [wav("a.wav"), wav("b.flac")]
     run("clapsep", "separate", demo_bundle, *sources, "--negative", "rain", "-o", tmp_path / "new" / "out")
-    assert sorted(os.listdir(tmp_path / "new" / "out")) == ["a.wav", "b.flac"]
+    assert sorted(os.listdir(tmp_path / "new" / "out")) == ["a.wav", "b.flac", "clapsep.jsonl"]
 
 
 def failures(tmp_path, wav, demo):
@@ -70,7 +70,7 @@ def failures(tmp_path, wav, demo):
         "nan overlap": ([demo, good, *ask, "--overlap", "nan", "-o", out], 2, ["overlap of nan"]),
         "taken output": ([demo, good, *ask, "-o", tmp_path / "taken.wav"], 2, ["taken.wav", "--force"]),
         "output is input": ([demo, good, *ask, "--force", "-o", good], 2, ["overwrite a mixture"]),
-        "same name twice": ([demo, good, good, *ask, "-o", tmp_path / "dir"], 2, ["two mixtures"]),
+        "same name twice": ([demo, good, good, *ask, "-o", tmp_path / "dir"], 2, ["two results"]),
         "unknown extension": ([demo, good, *ask, "-o", tmp_path / "out.doc"], 2, ["out.doc", ".flac"]),
         "no such folder": ([demo, good, *ask, "-o", tmp_path / "no" / "out.wav"], 2, ["not a directory"]),
         "below a file": ([demo, good, *ask, "-o", good / "deep"], 1, ["cannot be created"]),

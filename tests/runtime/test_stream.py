@@ -102,11 +102,11 @@ def test_a_stream_ends(separator):
 
 
 def test_a_stream_whose_engine_fails_says_so_from_then_on(separator, monkeypatch):
-    def fail(*_):
+    def fail(windows, conditions):
         raise EngineError("out of memory")
 
-    stream = separator.stream("rain")
     monkeypatch.setattr(separator, "separate_windows", fail)
+    stream = separator.stream("rain")
     with pytest.raises(EngineError):
         stream.push(noise(200_000))
     monkeypatch.undo()
@@ -117,7 +117,7 @@ def test_a_stream_whose_engine_fails_says_so_from_then_on(separator, monkeypatch
 def test_two_threads_in_one_stream_are_told(separator, monkeypatch):
     inside, leave = Event(), Event()
 
-    def wait(windows, _):
+    def wait(windows, conditions):
         inside.set()
         leave.wait(10)
         return windows[None]

@@ -1,0 +1,259 @@
+"""What a run has to do: mixtures from files, folders, patterns and job lists, and where each result goes."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from .audiofile import FORMATS
+from .errors import InputError
+from .query import Query
+
+LISTS = (".jsonl", ".csv")
+LIST_LIMIT = 1 << 26  # bytes
+FIELDS = ("input", "output", "positive", "negative", "positive_audio", "negative_audio", "alpha", "targets")
+Question = tuple[Query, Query]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every mixture is asked, but those whose line in a job list asks something itself.
+
+    Attributes:
+        targets: a positive query for each name; a single one without a name has the name "".
+        negative: what to leave out of each of them.
+    """
+
+    targets: Mapping[str, Query]
+    negative: Query
+
+    @property
+    def empty(self) -> bool:
+        return self.negative.empty and all(query.empty for query in self.targets.values())
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        return tuple((query, self.negative) for query in self.targets.values())
+
+    @property
+    def clips(self) -> Iterator[Path]:
+        """Example files, which no output may replace."""
+        return (Path(clip) for query in (self.negative, *self.targets.values()) for clip in query.audio if isinstance(clip, str | Path))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One mixture, and an output for each question."""
+
+    mixture: Path
+    outputs: tuple[Path, ...]
+    asked: Asked
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A mixture, the place of its result below the output folder, and what is asked of it."""
+
+    mixture: Path
+    place: PurePath
+    asked: Asked
+
+
+def plan_jobs(inputs: Sequence[str], output: Path, asked: Asked) -> list[Job]:
+    """One job for each mixture that the inputs name.
+
+    Args:
+        inputs: files, folders (all audio files below), patterns such as `rec/**/*.flac`, job lists (.jsonl, .csv).
+        output: a file if there is one mixture with one question, else a folder, in which folders keep their structure.
+
+    Raises:
+        InputError: an input is not there, a job list cannot be read, or outputs would replace inputs, examples or each other.
+    """
+    found = [item for text in inputs for item in _find(text, output, asked)]
+    if into_folder(inputs, output, asked):
+        if not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in FORMATS):
+            raise InputError(f"{output} cannot be the directory for {len(found)} mixtures and their results; give a directory")
+        jobs = [Job(item.mixture, tuple(_outputs(item, output)), item.asked) for item in found]
+    elif not output.parent.is_dir():
+        raise InputError(f"{output.parent} is not a directory; create it first")
+    else:
+        jobs = [Job(item.mixture, (output,), item.asked) for item in found]
+    _check(jobs)
+    return jobs
+
+
+def into_folder(inputs: Sequence[str], output: Path, asked: Asked) -> bool:
+    """Whether `output` is a folder: it is one, has no extension, or several results go there."""
+    several = len(inputs) > 1 or any(not Path(text).is_file() or _is_list(text) for text in inputs)
+    return output.is_dir() or several or list(asked.targets) != [""] or not output.suffix
+
+
+def _outputs(item: _Found, folder: Path) -> Iterator[Path]:
+    """`street.wav` becomes `street.wav`, or `street.dog.wav` and so on for named targets; what cannot be written becomes .wav."""
+    suffix = item.place.suffix if item.place.suffix.lower() in FORMATS else ".wav"
+    for name in item.asked.targets:
+        stem = f"{item.place.stem}.{name}" if name else item.place.stem
+        yield folder / item.place.with_name(stem + suffix)
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    """Whatever would go wrong for sure is said before anything is computed."""
+    targets = [target for job in jobs for target in job.outputs]
+    mixtures = {job.mixture.resolve() for job in jobs}
+    clips = {clip.resolve() for asked in {id(job.asked): job.asked for job in jobs}.values() for clip in asked.clips}
+    for target in targets:
+        if target.resolve() in mixtures:
+            raise InputError(f"{target} would overwrite a mixture; choose another output")
+        if target.resolve() in clips:
+            raise InputError(f"{target} would overwrite an example of a query; choose another output")
+        if target.suffix.lower() not in FORMATS:
+            raise InputError(f"{target} has no known audio extension; use one of: {' '.join(FORMATS)}")
+    twice = [name for name, count in Counter(str(target).casefold() for target in targets).items() if count > 1]
+    if twice:  # some file systems know no case
+        target = next(target for target in targets if str(target).casefold() == twice[0])
+        raise InputError(f"two results would both be written to {target}; separate them into different directories or name them")
+
+
+def _is_list(text: str) -> bool:
+    return Path(text).suffix.lower() in LISTS
+
+
+def _find(text: str, output: Path, asked: Asked) -> Iterable[_Found]:
+    path = Path(text)
+    if path.is_dir():
+        return _in_folder(path, output, asked)
+    if path.is_file():
+        return _in_list(path, asked) if _is_list(text) else [_Found(path, PurePath(path.name), asked)]
+    names = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
+    files = [Path(name) for name in names if Path(name).is_file()]
+    if not files:
+        raise InputError(
+            f"{text} is not a file; check the path" if not glob.has_magic(text) else f"{text} matches no file; check the pattern"
+        )
+    return [_Found(file, PurePath(file.name), asked) for file in files]
+
+
+def _in_folder(folder: Path, output: Path, asked: Asked) -> list[_Found]:
+    """Audio files by their extensions; neither hidden ones nor those in the output folder."""
+    results, files = output.resolve(), []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and (Path(place) / name).resolve() != results)
+        files += [Path(place, name) for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in FORMATS]
+    if not files:
+        raise InputError(f"{folder} holds no audio files ({' '.join(FORMATS)}); check the path")
+    return [_Found(file, file.relative_to(folder), asked) for file in files]
+
+
+def _in_list(path: Path, asked: Asked) -> list[_Found]:
+    """The lines of a job list; paths in it are relative to its folder."""
+    if path.stat().st_size > LIST_LIMIT:
+        raise InputError(f"{path} is larger than {LIST_LIMIT >> 20} MiB, so it is no job list; split it")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error}); check the file") from error
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
+    found = [_line(f"{path} line {number}", path.parent, row, asked) for number, row in rows]
+    if not found:
+        raise InputError(f"{path} has no jobs; give one per line")
+    return found
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):  # other line ends may be parts of texts
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} line {number} is not JSON ({error}); write one object per line") from error
+        if not isinstance(row, dict):
+            raise InputError(f'{path} line {number} is not an object; write {{"input": "street.wav", "positive": "a dog barking"}}')
+        yield number, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The first line names the columns; several examples are separated by semicolons."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise InputError(f"{path} line {reader.line_num} has other columns than the first line; quote texts that hold commas")
+            given: dict[str, Any] = {key: value for key, value in row.items() if value.strip()}
+            for name in ("positive_audio", "negative_audio"):
+                given |= {name: [clip.strip() for clip in given[name].split(";")]} if name in given else {}
+            yield reader.line_num, given
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); check the quotes") from error
+
+
+def _line(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> _Found:
+    unknown = sorted(set(row) - set(FIELDS))
+    if unknown:
+        raise InputError(f"{where} has the unknown field '{unknown[0]}'; use {', '.join(FIELDS)}")
+    for name in ("input", "output", "positive", "negative"):
+        if not isinstance(row.get(name, ""), str):
+            raise InputError(f"{where}: {name} is not a text; put it in quotes")
+    if not row.get("input"):
+        raise InputError(f"{where} has no input; name an audio file")
+    mixture = folder / row["input"]
+    if not mixture.is_file():
+        raise InputError(f"{where}: {mixture} is not a file; paths are relative to the job list")
+    place = PurePath(row.get("output") or mixture.name)
+    if place.is_absolute() or ".." in place.parts or not place.name or "\0" in str(place):
+        raise InputError(f"{where}: the output {place} is not below the output directory; give a relative path without ..")
+    if row.get("output") and place.suffix.lower() not in FORMATS:
+        raise InputError(f"{where}: the output {place} has no known audio extension; use one of: {' '.join(FORMATS)}")
+    return _Found(mixture, place, _asked(where, folder, row, asked))
+
+
+def _asked(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> Asked:
+    """What the line asks, or what is asked of all mixtures if it asks nothing."""
+    if not set(row) & {"positive", "negative", "positive_audio", "negative_audio", "targets"}:
+        return asked
+    alpha = _number(where, row.get("alpha", asked.negative.alpha))
+    clips = {name: _clips(where, folder, row.get(name, [])) for name in ("positive_audio", "negative_audio")}
+    negative = Query(row.get("negative"), clips["negative_audio"], alpha)
+    targets = row.get("targets")
+    if targets is None:
+        line = Asked({"": Query(row.get("positive"), clips["positive_audio"], alpha)}, negative)
+    elif not isinstance(targets, dict) or not targets or "positive" in row or clips["positive_audio"]:
+        raise InputError(f'{where}: targets must be like {{"dog": "a dog barking"}}, without positive and positive_audio')
+    else:
+        line = Asked({check_name(f"{where}: target {name}", name, text): Query(text) for name, text in targets.items()}, negative)
+    if line.empty:
+        raise InputError(f"{where} asks for nothing; give positive, negative, an example or targets")
+    return line
+
+
+def check_name(where: str, name: str, text: object) -> str:
+    """The name of a target, which becomes part of a file's name; raises InputError if it cannot be one, or there is no text."""
+    safe = 0 < len(name) <= 64 and all(letter.isalnum() or letter in "_-" for letter in name)
+    if not (safe and isinstance(text, str) and text.strip()):
+        raise InputError(f"{where} is not NAME=TEXT with a name of letters, digits, - and _; give dog='a dog barking'")
+    return name
+
+
+def _number(where: str, value: object) -> float:
+    try:
+        number = float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: alpha is {value!r}; give a number from 0 to 1") from error
+    if not 0 <= number <= 1:
+        raise InputError(f"{where}: alpha is {value!r}; give a number from 0 to 1")
+    return number
+
+
+def _clips(where: str, folder: Path, value: object) -> list[str | Path]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{where}: examples are given as a path or a list of paths, not {value!r}")
+    return [folder / name for name in names]
