@@ -10,13 +10,13 @@ from clapsep.runtime.errors import AudioError, OutputExists
 from clapsep.runtime.files import separate_file
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 from clapsep.runtime import Separator
 from clapsep.runtime.files import separate_file
 separator = Separator(sys.argv[1], threads=1)
 separate_file(separator, sys.argv[2], [Path(sys.argv[3])], [separator.condition("rain")])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))
 """
 
 
