@@ -12,26 +12,16 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..engines import KINDS
 from .audiofile import LIMITS, Limits, duration
 from .batch import Batch, Summary
-from .clap import CROPS
-from .commands import Command, debug_option, device_option, precision_option
+from .cli_stream import stream
+from .commands import Command, debug_option
 from .errors import InputError
 from .jobs import Asked, check_name, into_folder, plan_jobs
 from .log import NAME as LOG
-from .plans import AUTO
+from .options import EXISTING, engine_options, open_separator, query_options
 from .query import Query
-from .separator import OVERLAP_SECONDS, Separator
-
-EXISTING = click.Path(path_type=Path)
-
-
-def _single(_ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
-    """click would keep the last of several values in silence."""
-    if len(values) > 1:
-        raise click.UsageError(f"--{parameter.name} was given {len(values)} times; give one text (examples may be several)")
-    return values[0] if values else None
+from .separator import OVERLAP_SECONDS
 
 
 def _named(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -55,7 +45,7 @@ def main() -> None:
 @main.command()
 @click.argument("bundle", type=EXISTING)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option("--positive", metavar="TEXT", multiple=True, callback=_single, help="What to extract.")
+@query_options
 @click.option(
     "--target",
     "targets",
@@ -63,21 +53,6 @@ def main() -> None:
     multiple=True,
     callback=_named,
     help="One of several things to extract, each into a file MIXTURE.NAME; the mixture is analysed once.",
-)
-@click.option("--negative", metavar="TEXT", multiple=True, callback=_single, help="What to leave out.")
-@click.option(
-    "--positive-audio",
-    metavar="FILE",
-    type=EXISTING,
-    multiple=True,
-    help="Example of what to extract; several are averaged.",
-)
-@click.option(
-    "--negative-audio",
-    metavar="FILE",
-    type=EXISTING,
-    multiple=True,
-    help="Example of what to leave out; several are averaged.",
 )
 @click.option(
     "-o",
@@ -87,26 +62,11 @@ def main() -> None:
     required=True,
     help="Output file; a directory if it exists as one, has no extension, or takes several results.",
 )
-@click.option("--engine", type=click.Choice([*KINDS, AUTO]), default="onnxruntime", show_default=True)
-@device_option
-@precision_option
-@click.option(
-    "--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="Capture the launches of TensorRT kinds and replay them."
-)
-@click.option("--threads", type=click.IntRange(1), help="Engine threads.  [default: one per physical core]")
-@click.option(
-    "--alpha",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Weight of audio where a query has both.",
-)
+@engine_options
 @click.option(
     "--overlap", type=float, default=OVERLAP_SECONDS, show_default=True, metavar="SECONDS", help="In which a window hands over to the next."
 )
 @click.option("--hop", type=float, metavar="SECONDS", help="From one window to the next.  [default: the longest]")
-@click.option("--normalize/--no-normalize", default=None, help="Unit-norm condition vector or not.  [default: the bundle's rule]")
-@click.option("--crop", type=click.Choice(CROPS), help="Which part of a long audio query counts.  [default: the bundle's rule]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, with an engine each.")
 @click.option("--resume", is_flag=True, help="Leave out what an earlier run into the same directory finished.")
 @click.option(
@@ -151,9 +111,7 @@ def separate(
     asked = Asked(named or {"": Query(positive, positive_audio, alpha)}, Query(negative, negative_audio, alpha))
     arguments = {"bundle": bundle, "engine": engine, "limits": Limits(max_bytes, max_channels, max_seconds), **options}
     batch = _batch(arguments, inputs, output, asked, jobs, force, log_file, resume)
-    separator = Separator(**arguments)  # before anything else is touched; a worker opens its own
-    if engine == AUTO:
-        click.echo(separator.choice.why, err=True)
+    open_separator(**arguments)  # before anything else is touched; a worker opens its own
     summary = _run(batch)
     if len(batch.jobs) == 1 and summary.failed:
         raise summary.failed[0][1]
@@ -218,3 +176,6 @@ def _tell(summary: Summary, took: float) -> None:
 def _rtf(rtf: float | None) -> str | None:
     """Real-time factor so far: seconds of work per second of audio."""
     return None if rtf is None else f"RTF {rtf:.3f}"
+
+
+main.add_command(stream)

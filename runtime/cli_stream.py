@@ -1,0 +1,114 @@
+"""`clapsep stream`: raw PCM from stdin to stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from .audio import MAX_CHANNELS
+from .commands import debug_option
+from .errors import InputError
+from .options import EXISTING, engine_options, open_separator, query_options
+from .pcm import FORMATS, Pump, Reader, whole_frames, write_all
+from .query import Query
+from .separator import Separator
+from .stream import Stream
+
+log = logging.getLogger(__name__)
+HOP, OVERLAP = 1.0, 0.25  # seconds
+QUEUE = 10  # seconds of input that may wait
+
+
+@click.command()
+@click.argument("bundle", type=EXISTING)
+@query_options
+@click.option("--format", "form", type=click.Choice(list(FORMATS)), default="f32le", show_default=True, help="Of input and output.")
+@click.option("--rate", type=click.IntRange(1, 1_000_000), metavar="HZ", help="Of input and output.  [default: the model's]")
+@click.option("--channels", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Interleaved.")
+@click.option("--hop", type=float, default=HOP, show_default=True, metavar="SECONDS", help="From one window to the next.")
+@click.option("--overlap", type=float, default=OVERLAP, show_default=True, metavar="SECONDS", help="What windows share.")
+@click.option("--peak", type=float, default=1.0, show_default=True, help="Largest magnitude that will come, if above 1.")
+@engine_options
+@debug_option
+def stream(
+    bundle: Path,
+    positive: str | None,
+    negative: str | None,
+    positive_audio: tuple[Path, ...],
+    negative_audio: tuple[Path, ...],
+    alpha: float,
+    form: str,
+    rate: int | None,
+    channels: int,
+    hop: float,
+    overlap: float,
+    peak: float,
+    **engine: Any,
+) -> None:
+    """Separate raw PCM from stdin with BUNDLE as it comes, to stdout.
+
+    \b
+    ffmpeg -i street.mp3 -f f32le -ar 32000 -ac 1 - |
+      clapsep stream BUNDLE --positive "rain" |
+      ffplay -f f32le -ar 32000 -
+
+    The result has as many samples as the input. It comes later by hop and overlap and the time of computing. A reader who closes
+    stdout ends it.
+    """
+    _refuse_terminals()
+    separator = open_separator(bundle, **engine)
+    condition = separator.condition(Query(positive, positive_audio, alpha), Query(negative, negative_audio, alpha))
+    opened = separator.stream(condition=condition, sample_rate=rate, channels=channels, hop=hop, overlap=overlap, peak=peak)
+    frame = FORMATS[form] * channels
+    reader = Reader(sys.stdin.fileno(), QUEUE * opened.sample_rate * frame)
+    _warm_up(separator, opened)
+    click.echo(_beginning(separator, opened, form, channels), err=True)
+    pump = Pump(opened, form, channels, partial(write_all, sys.stdout.fileno()))
+    most = max(1, round(opened.plan.hop / separator.family.sample_rate * opened.sample_rate))  # one window's results at a time
+    try:
+        pump.run(whole_frames(reader.read, frame, most))
+    except BrokenPipeError:
+        click.echo("the reader of the output has gone", err=True)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        click.get_current_context().exit(130)
+    finally:
+        _end(pump, form, channels, opened.latency)
+
+
+def _refuse_terminals() -> None:
+    for name, file, way in (("stdin", sys.stdin, "into"), ("stdout", sys.stdout, "out of")):
+        if file is None or file.closed or file.isatty():
+            raise InputError(f"{name} is no pipe or file; raw PCM goes {way} this command, see: clapsep stream --help")
+
+
+def _warm_up(separator: Separator, opened: Stream) -> None:
+    """Load graphs now, and not while the first window's results are waited for."""
+    separator.separate_windows(np.zeros((1, opened.plan.window), np.float32), opened.state.conditions)
+
+
+def _beginning(separator: Separator, opened: Stream, form: str, channels: int) -> str:
+    plan, model = opened.plan, separator.family.sample_rate
+    parts = {"hop": plan.hop / model, "overlap": plan.overlap / model, "resampling": opened.latency - plan.latency / model}
+    sum_of = " + ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items() if seconds > 5e-4)
+    kind = f"{opened.sample_rate} Hz, {channels} channel{'s' * (channels > 1)}, {form}"
+    return f"{kind}; latency {opened.latency:.3g} s ({sum_of}) and the time of computing"
+
+
+def _end(pump: Pump, form: str, channels: int, latency: float) -> None:
+    """What became of it, whatever ended it."""
+    if not pump.received:
+        log.warning("no samples came in")
+        return
+    if pump.clipped:
+        share = pump.clipped / (pump.frames * channels)
+        log.warning("%d samples (%.2g %%) were beyond full scale and clipped to %s; f32le would keep them", pump.clipped, 100 * share, form)
+    rtf = pump.computing / pump.received
+    slow = "; this machine is slower than the sound: take a longer --hop" if rtf > 1 and pump.received > latency else ""
+    click.echo(f"{pump.received:.1f} s of audio, RTF {rtf:.3f}, longest time in one push {pump.longest:.3f} s{slow}", err=True)

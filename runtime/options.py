@@ -1,0 +1,71 @@
+"""Options that `clapsep separate` and `clapsep stream` share, and how a separator and its queries are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..engines import KINDS
+from .clap import CROPS
+from .commands import device_option, precision_option
+from .plans import AUTO
+from .separator import Separator
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+EXISTING = click.Path(path_type=Path)
+
+
+def single(_ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
+    """click would keep the last of several values in silence."""
+    if len(values) > 1:
+        raise click.UsageError(f"--{parameter.name} was given {len(values)} times; give one text (examples may be several)")
+    return values[0] if values else None
+
+
+def _all_of(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    def decorate(command: Function) -> Function:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _text(name: str, words: str) -> Callable[[Any], Any]:
+    return click.option(name, metavar="TEXT", multiple=True, callback=single, help=words)
+
+
+def _clips(name: str, words: str) -> Callable[[Any], Any]:
+    return click.option(name, metavar="FILE", type=EXISTING, multiple=True, help=f"Example of {words}; several are averaged.")
+
+
+query_options = _all_of(
+    _text("--positive", "What to extract."),
+    _text("--negative", "What to leave out."),
+    _clips("--positive-audio", "what to extract"),
+    _clips("--negative-audio", "what to leave out"),
+    click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Weight of audio where a query has both."),
+)
+# Their names are the arguments of Separator.
+engine_options = _all_of(
+    click.option("--engine", type=click.Choice([*KINDS, AUTO]), default="onnxruntime", show_default=True),
+    device_option,
+    precision_option,
+    click.option(
+        "--cuda-graph/--no-cuda-graph", default=True, show_default=True, help="Capture the launches of TensorRT kinds and replay them."
+    ),
+    click.option("--threads", type=click.IntRange(1), help="Engine threads.  [default: one per physical core]"),
+    click.option("--normalize/--no-normalize", default=None, help="Unit-norm condition vector or not.  [default: the bundle's rule]"),
+    click.option("--crop", type=click.Choice(CROPS), help="Which part of a long audio query counts.  [default: the bundle's rule]"),
+)
+
+
+def open_separator(bundle: Path, engine: str, **options: Any) -> Separator:
+    """The separator of the options; what `--engine auto` took is said on stderr."""
+    separator = Separator(bundle, engine, **options)
+    if engine == AUTO:
+        click.echo(separator.choice.why, err=True)
+    return separator
