@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from .audio import MAX_CHANNELS
 from .audiofile import LIMITS, Limits, duration
 from .batch import Batch, Summary
 from .cli_stream import stream
@@ -19,9 +20,8 @@ from .commands import Command, debug_option
 from .errors import InputError
 from .jobs import Asked, check_name, into_folder, plan_jobs
 from .log import NAME as LOG
-from .options import EXISTING, engine_options, open_separator, query_options
+from .options import EXISTING, engine_options, open_separator, query_options, window_options, windowing
 from .query import Query
-from .separator import OVERLAP_SECONDS
 
 
 def _named(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -63,17 +63,14 @@ def main() -> None:
     help="Output file; a directory if it exists as one, has no extension, or takes several results.",
 )
 @engine_options
-@click.option(
-    "--overlap", type=float, default=OVERLAP_SECONDS, show_default=True, metavar="SECONDS", help="In which a window hands over to the next."
-)
-@click.option("--hop", type=float, metavar="SECONDS", help="From one window to the next.  [default: the longest]")
+@window_options("offline")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, with an engine each.")
 @click.option("--resume", is_flag=True, help="Leave out what an earlier run into the same directory finished.")
-@click.option(
-    "--log", "log_file", metavar="FILE.jsonl", type=EXISTING, help=f"Where to write what happens.  [default: {LOG} in a directory OUT]"
-)
+@click.option("--log", "log_file", metavar="FILE", type=EXISTING, help=f"Where to write what happens, .jsonl.  [default: OUT/{LOG}]")
 @click.option("--max-seconds", type=click.FloatRange(0), default=LIMITS.seconds, show_default=True, help="Longest mixture.")
-@click.option("--max-channels", type=click.IntRange(1), default=LIMITS.channels, show_default=True, help="Most channels of a file.")
+@click.option(
+    "--max-channels", type=click.IntRange(1, MAX_CHANNELS), default=LIMITS.channels, show_default=True, help="Most channels of a file."
+)
 @click.option("--max-bytes", type=click.IntRange(1), default=LIMITS.bytes, show_default=True, help="Largest file.")
 @click.option("--force", is_flag=True, help="Overwrite existing outputs.")
 @debug_option
@@ -89,6 +86,9 @@ def separate(
     negative_audio: tuple[Path, ...],
     output: Path,
     engine: str,
+    preset: str,
+    hop: float | None,
+    overlap: float | None,
     alpha: float,
     jobs: int,
     resume: bool,
@@ -109,7 +109,8 @@ def separate(
         raise InputError("--target was given with --positive or --positive-audio; name that one too, or leave the others out")
     named = {name: Query(text) for name, text in targets.items()}
     asked = Asked(named or {"": Query(positive, positive_audio, alpha)}, Query(negative, negative_audio, alpha))
-    arguments = {"bundle": bundle, "engine": engine, "limits": Limits(max_bytes, max_channels, max_seconds), **options}
+    limits = Limits(max_bytes, max_channels, max_seconds)
+    arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing(preset, hop, overlap), **options}
     batch = _batch(arguments, inputs, output, asked, jobs, force, log_file, resume)
     open_separator(**arguments)  # before anything else is touched; a worker opens its own
     summary = _run(batch)

@@ -14,14 +14,13 @@ import numpy as np
 from .audio import MAX_CHANNELS
 from .commands import debug_option
 from .errors import InputError
-from .options import EXISTING, engine_options, open_separator, query_options
+from .options import EXISTING, engine_options, open_separator, query_options, window_options, windowing
 from .pcm import FORMATS, Pump, Reader, whole_frames, write_all
 from .query import Query
 from .separator import Separator
 from .stream import Stream
 
 log = logging.getLogger(__name__)
-HOP, OVERLAP = 1.0, 0.25  # seconds
 QUEUE = 10  # seconds of input that may wait
 
 
@@ -31,8 +30,7 @@ QUEUE = 10  # seconds of input that may wait
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="f32le", show_default=True, help="Of input and output.")
 @click.option("--rate", type=click.IntRange(1, 1_000_000), metavar="HZ", help="Of input and output.  [default: the model's]")
 @click.option("--channels", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Interleaved.")
-@click.option("--hop", type=float, default=HOP, show_default=True, metavar="SECONDS", help="From one window to the next.")
-@click.option("--overlap", type=float, default=OVERLAP, show_default=True, metavar="SECONDS", help="What windows share.")
+@window_options("balanced")
 @click.option("--peak", type=float, default=1.0, show_default=True, help="Largest magnitude that will come, if above 1.")
 @engine_options
 @debug_option
@@ -46,8 +44,9 @@ def stream(
     form: str,
     rate: int | None,
     channels: int,
-    hop: float,
-    overlap: float,
+    preset: str,
+    hop: float | None,
+    overlap: float | None,
     peak: float,
     **engine: Any,
 ) -> None:
@@ -62,9 +61,9 @@ def stream(
     stdout ends it.
     """
     _refuse_terminals()
-    separator = open_separator(bundle, **engine)
+    separator = open_separator(bundle, **windowing(preset, hop, overlap), **engine)
     condition = separator.condition(Query(positive, positive_audio, alpha), Query(negative, negative_audio, alpha))
-    opened = separator.stream(condition=condition, sample_rate=rate, channels=channels, hop=hop, overlap=overlap, peak=peak)
+    opened = separator.stream(condition=condition, sample_rate=rate, channels=channels, peak=peak)
     frame = FORMATS[form] * channels
     reader = Reader(sys.stdin.fileno(), QUEUE * opened.sample_rate * frame)
     _warm_up(separator, opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,9 @@ from .clap import CROPS
 from .commands import device_option, precision_option
 from .plans import AUTO
 from .separator import Separator
+from .windows import PRESETS
 
+log = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 EXISTING = click.Path(path_type=Path)
 
@@ -22,6 +25,8 @@ def single(_ctx: click.Context, parameter: click.Parameter, values: tuple[str, .
     """click would keep the last of several values in silence."""
     if len(values) > 1:
         raise click.UsageError(f"--{parameter.name} was given {len(values)} times; give one text (examples may be several)")
+    if values and not values[0].strip():
+        log.warning("--%s is blank and asks for nothing", parameter.name)
     return values[0] if values else None
 
 
@@ -61,6 +66,21 @@ engine_options = _all_of(
     click.option("--normalize/--no-normalize", default=None, help="Unit-norm condition vector or not.  [default: the bundle's rule]"),
     click.option("--crop", type=click.Choice(CROPS), help="Which part of a long audio query counts.  [default: the bundle's rule]"),
 )
+
+
+def window_options(preset: str) -> Callable[[Function], Function]:
+    """`preset` is the default."""
+    return _all_of(
+        click.option("--preset", type=click.Choice(list(PRESETS)), default=preset, show_default=True, help="Hop and overlap."),
+        click.option("--hop", type=float, metavar="SECONDS", help="From one window to the next.  [default: the preset's]"),
+        click.option("--overlap", type=float, metavar="SECONDS", help="In which windows hand over.  [default: the preset's]"),
+    )
+
+
+def windowing(preset: str, hop: float | None, overlap: float | None) -> dict[str, float | None]:
+    """`hop` and `overlap`, those of the preset where they were not given."""
+    given = {"hop": hop, "overlap": overlap}
+    return PRESETS[preset] | {name: seconds for name, seconds in given.items() if seconds is not None}
 
 
 def open_separator(bundle: Path, engine: str, **options: Any) -> Separator:

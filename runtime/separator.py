@@ -26,10 +26,9 @@ from .query import Clip, Query, QueryEncoder, as_query
 from .routes import ROUTES, MapRoute, Maps
 from .stream import Stream
 from .tokenizer import Tokenizer
-from .windows import WindowPlan
+from .windows import OVERLAP, WindowPlan
 
 log = logging.getLogger(__name__)
-OVERLAP_SECONDS = 1.0
 GPU_CALLERS = 4
 BLOCK = 1 << 18  # samples that are handed on at once
 Question = Query | str | tuple[Query | str | None, Query | str | None] | Float32
@@ -85,7 +84,7 @@ class Separator:
         crop: override the bundle's rule for audio queries longer than the model's window: start, center, loudest, average.
         overlap: seconds in which one window hands over to the next.
         hop: seconds from one window to the next; the longest that fits (window less overlap) by default. A shorter one costs more and
-            makes the results of a stream ready sooner (docs/reliability.md).
+            makes the results of a stream ready sooner; `windows.PRESETS` has pairs of both (docs/reliability.md).
         batch: windows of a long mixture that one engine call takes; 1 on the CPU by default, as many as plans are made for on a GPU.
         route: take these graphs (`split`, `waveform` or `fused`; docs/performance.md) and not those that are fastest on the device.
         limits: what audio files may have at most.
@@ -112,7 +111,7 @@ class Separator:
         host_code: bool = False,
         normalize: bool | None = None,
         crop: str | None = None,
-        overlap: float = OVERLAP_SECONDS,
+        overlap: float = OVERLAP,
         hop: float | None = None,
         batch: int | None = None,
         route: str | None = None,
@@ -130,7 +129,8 @@ class Separator:
         options = EngineOptions(threads, device, precision, cuda_graph, host_code)
         self.choice = choose(self.bundle, engine, options, this_machine(needs_gpu(engine, options)), route)
         log.info("%s", self.choice.why)
-        self.plan = WindowPlan.of(self.family.window_samples, self.family.sample_rate, overlap, hop)
+        self._windowing = hop, overlap
+        self.plan = self._plan(hop, overlap)
         self.engine = Engines(self.bundle, self.choice, self._open_file)
         self._routes = {name: ROUTES[name](self.family, self.engine) for name in {self.choice.one, self.choice.several}}
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
@@ -289,11 +289,9 @@ class Separator:
         return self._checked_condition(condition)
 
     def _plan(self, hop: float | None, overlap: float | None) -> WindowPlan:
-        if hop is None and overlap is None:
-            return self.plan
-        rate = self.family.sample_rate
-        overlap = self.plan.overlap / rate if overlap is None else overlap
-        return WindowPlan.of(self.family.window_samples, rate, overlap, hop)
+        own_hop, own_overlap = self._windowing
+        hop, overlap = own_hop if hop is None else hop, own_overlap if overlap is None else overlap
+        return WindowPlan.of(self.family.window_samples, self.family.sample_rate, overlap, hop)
 
     def _short_context(self) -> int:
         entry = self.bundle.manifest.graphs.get(SHORT_TEXT) if SHORT_TEXT in self.choice.plans else None

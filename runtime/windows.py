@@ -11,6 +11,14 @@ from .dsp import Float32
 from .errors import QueryError
 
 DISCARD = 8  # of the overlap, one part of so many is thrown away at either side
+OVERLAP = 1.0  # seconds
+PRESETS: dict[str, dict[str, float | None]] = {  # seconds; a hop of None is the longest. docs/reliability.md has what they cost
+    "offline": {"hop": None, "overlap": OVERLAP},
+    "fast": {"hop": None, "overlap": 0.25},
+    "balanced": {"hop": 1.0, "overlap": 0.25},
+    "live": {"hop": 0.5, "overlap": 0.25},
+    "shortest": {"hop": 0.25, "overlap": 0.1},
+}
 
 
 @dataclass(frozen=True)

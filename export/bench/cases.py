@@ -15,8 +15,8 @@ from ...runtime.dsp import Float32
 from ...runtime.plans import runnable_routes
 from ...runtime.rates import resample
 from ...runtime.routes import ROUTES
-from ...runtime.separator import OVERLAP_SECONDS, Separator
-from ...runtime.windows import Windower, WindowPlan
+from ...runtime.separator import Separator
+from ...runtime.windows import OVERLAP, Windower, WindowPlan
 from .environment import physical_cores
 from .lab import CLIP_RATE, LONG_TEXT, SHORT_TEXT, Lab, Variant
 from .result import NUMPY
@@ -51,7 +51,7 @@ def stages(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
 
 def _overlap_add(lab: Lab, x: Float32) -> None:
     """The windows of [n] samples, cut and joined."""
-    windower = Windower(WindowPlan.of(lab.window, lab.rate, OVERLAP_SECONDS), 1, 1, lambda windows: windows[None])
+    windower = Windower(WindowPlan.of(lab.window, lab.rate, OVERLAP), 1, 1, lambda windows: windows[None])
     windower.push(x[None])
     windower.finish()
 
