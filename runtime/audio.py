@@ -93,7 +93,7 @@ def read_audio(path: str | Path) -> Audio:
     import soundfile as sf
 
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it says no to names that no file can have
         raise AudioError(f"{path} is not a file; check the path")
     if path.stat().st_size == 0:
         raise AudioError(f"{path} is empty; give a file with audio in it")
@@ -192,7 +192,7 @@ def write_audio(path: Path, samples: Float32, sample_rate: int, kind: str, subty
 @contextlib.contextmanager
 def new_file(path: Path, *, force: bool) -> Iterator[Any]:
     """A binary file that takes its name only when it is complete; without `force` it never replaces another."""
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         raise OutputExists(f"{path} exists; choose another name or pass --force")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -152,24 +153,24 @@ def _name(job: Job | None) -> str | None:
 
 def _outputs(mixtures: tuple[Path, ...], output: Path, names: tuple[str, ...], clips: set[Path], force: bool) -> list[Job]:
     """Every mixture with the files of its targets; everything that can be refused is refused before anything is computed."""
-    into = output.is_dir() or len(mixtures) > 1 or bool(names) or not output.suffix
-    if into and not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in audio.FORMATS):
+    into = os.path.isdir(output) or len(mixtures) > 1 or bool(names) or not output.suffix
+    if into and not os.path.isdir(output) and (os.path.exists(output) or str(output) == "-" or output.suffix.lower() in audio.FORMATS):
         raise InputError(f"{output} cannot be the directory for {len(mixtures) * max(len(names), 1)} outputs; give a directory")
     jobs = [(source, _files(source, names, output) if into else [output]) for source in mixtures]
     targets = [target for _, outputs in jobs for target in outputs]
     there = {source.resolve() for source in mixtures}
     for source, target in ((source, target) for source, outputs in jobs for target in outputs):
-        if not source.is_file():
+        if not os.path.isfile(source):
             raise InputError(f"{source} is not a file; check the path")
         if target.resolve() in there:
             raise InputError(f"{target} would overwrite a mixture; choose another output")
         if target.resolve() in clips:
             raise InputError(f"{target} would overwrite an example of a query; choose another output")
-        if target.exists() and not force:
+        if os.path.exists(target) and not force:
             raise OutputExists(f"{target} exists; choose another name or pass --force")
         if targets.count(target) > 1:
             raise InputError(f"two mixtures would both be written to {target}; separate them into different directories")
-        if not into and not target.parent.is_dir():
+        if not into and not os.path.isdir(target.parent):
             raise InputError(f"{target.parent} is not a directory; create it first")
         if target.suffix.lower() not in audio.FORMATS:
             raise InputError(f"{target} has no known audio extension; use one of: {' '.join(audio.FORMATS)}")

@@ -18,7 +18,16 @@ from clapsep.export.family import open_model
 from .mutators import damage, edit_directory, edit_length_prefixed_json, edit_zip
 from .target import target, written
 
-NAMES = ("os system", "posix system", "builtins eval", "builtins exec", "builtins getattr", "torch load", "torch.serialization load", "numpy memmap")
+NAMES = (
+    "os system",
+    "posix system",
+    "builtins eval",
+    "builtins exec",
+    "builtins getattr",
+    "torch load",
+    "torch.serialization load",
+    "numpy memmap",
+)
 NAMES += ("numpy ndarray", "numpy dtype", "numpy._core.multiarray scalar", "numpy._core.multiarray _reconstruct", "collections OrderedDict")
 NAMES += ("torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch._utils _rebuild_parameter", "torch Size", "subprocess Popen")
 
@@ -57,7 +66,13 @@ def _other_pickle(rng: random.Random, content: bytes) -> bytes:
         at = rng.randrange(2, len(content))
         return content[:at] + call + content[at:]
     if way == 2:
-        return content[:2] + rng.choice((b"(" * 50000, b"}" * 50000, b"]" + b"2" * 40 + b"a" * 40, b"\x8d" + b"\xff" * 8, b"\x8a\xff" * 9, b"r" + b"\xff" * 4)) + content[2:]
+        return (
+            content[:2]
+            + rng.choice(
+                (b"(" * 50000, b"}" * 50000, b"]" + b"2" * 40 + b"a" * 40, b"\x8d" + b"\xff" * 8, b"\x8a\xff" * 9, b"r" + b"\xff" * 4)
+            )
+            + content[2:]
+        )
     return damage(rng, content)
 
 

@@ -41,9 +41,55 @@ EXPORT = (
     "bench b.clapsep --engine openvino:bf16 --quick --only separation --queries 1 --batch 2 --threads 1 --callers 1 --seconds 0",
     "doctor --engine onnxruntime --json",
 )
-HOSTILE = ("", " ", "-", "--", "=", "-o", "--force", "\0", "\udcff", "💥", "x" * 5000, "nan", "inf", "-1", "0", "1e999", "9" * 400, "dog=", "=dog")
-HOSTILE += ("b.clapsep/manifest.json", "b.clapsep/graphs", "none/none.wav", "mix.wav/x.wav", "folder", "folder/a.wav", "old.json", "mix.wav", "@x", "*")
-HOSTILE += ("hf://", "hf://a", "hf://a/b/c@", "hf://a/../c", "8.9", "8", "auto", "cuda", "bf16", "--debugg", "-h", "%s", "{}", "empty.wav", "text.wav")
+HOSTILE = (
+    "",
+    " ",
+    "-",
+    "--",
+    "=",
+    "-o",
+    "--force",
+    "\udcff",
+    "💥",
+    "x" * 5000,
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e999",
+    "9" * 400,
+    "dog=",
+    "=dog",
+)
+HOSTILE += (
+    "b.clapsep/manifest.json",
+    "b.clapsep/graphs",
+    "none/none.wav",
+    "mix.wav/x.wav",
+    "folder",
+    "folder/a.wav",
+    "old.json",
+    "mix.wav",
+    "@x",
+    "*",
+)
+HOSTILE += (
+    "hf://",
+    "hf://a",
+    "hf://a/b/c@",
+    "hf://a/../c",
+    "8.9",
+    "8",
+    "auto",
+    "cuda",
+    "bf16",
+    "--debugg",
+    "-h",
+    "%s",
+    "{}",
+    "empty.wav",
+    "text.wav",
+)
 
 
 def edit_words(rng: random.Random, data: bytes) -> bytes:
@@ -65,16 +111,16 @@ def edit_words(rng: random.Random, data: bytes) -> bytes:
             words[at] = words[at][: rng.randrange(len(words[at]) + 1)] + rng.choice(("", "=", rng.choice(HOSTILE)))
         elif words:
             words[at] = rng.choice(HOSTILE)
-    return "\0\0".join(words).encode("utf-8", "surrogateescape")
+    return "\0".join(words).encode("utf-8", "surrogateescape")
 
 
 def _words(data: bytes) -> list[str]:
-    """Arguments are separated by two NUL bytes, as some contain one."""
-    return data.decode("utf-8", "surrogateescape").split("\0\0")
+    """Arguments are separated by NUL bytes, which none can contain."""
+    return data.decode("utf-8", "surrogateescape").split("\0")
 
 
 def _seeds(lines: tuple[str, ...]) -> list[bytes]:
-    return [line.replace(" ", "\0\0").encode() for line in lines]
+    return [line.replace(" ", "\0").encode() for line in lines]
 
 
 def _furnish(room: Path) -> None:
@@ -102,15 +148,14 @@ def _run(command: object, data: bytes) -> None:
     words = [word for word in map(_inside, _words(data)) if word != "--debug"]
     room = Path("room").absolute()
     _furnish(room)
-    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict", write_through=True)
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True) for errors in ("strict", "backslashreplace"))
     code: object = 0
-    with contextlib.chdir(room), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), mock.patch.object(sys, "argv", ["clapsep", *words]):
-        out.errors  # noqa: B018
+    with contextlib.chdir(room), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.object(sys, "argv", words):
         try:
             command(words, prog_name="clapsep")  # pyright: ignore[reportCallIssue]
         except SystemExit as leaving:
             code = leaving.code
-    said = out.buffer.getvalue().decode("utf-8", "replace")  # pyright: ignore[reportAttributeAccessIssue]
+    said = "".join(stream.buffer.getvalue().decode("utf-8", "replace") for stream in (out, err))  # pyright: ignore[reportAttributeAccessIssue]
     assert code in (0, 1, 2, None), f"exit code {code}"
     assert "unexpected" not in said.replace("unexpected extra argument", ""), said[-300:]
     assert "Traceback" not in said, said[-300:]
@@ -128,7 +173,13 @@ def clapsep(data: bytes) -> None:
 def clapsep_export(data: bytes) -> None:
     """`clapsep-export` with hostile arguments; exports, compilers, measurements and trials of engines are left out."""
     left_out = ExportError("the fuzzer leaves this out")
-    names = ("export.build._fill", "export.compile._plan", "export.bench.command.measure", "engines.doctor.examine", "export.reference._run")
+    names = (
+        "export.build._fill",
+        "export.compile._plan",
+        "export.bench.command.measure",
+        "engines.doctor.examine",
+        "export.reference._run",
+    )
     with contextlib.ExitStack() as stack:
         for name in names:
             stack.enter_context(mock.patch(f"clapsep.{name}", side_effect=left_out))

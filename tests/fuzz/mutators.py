@@ -142,7 +142,7 @@ def _edit_members(rng: random.Random, members: list[tuple[str, bytes]]) -> list[
             [],
             [(name, content), (name, damage(rng, content))],
             [(other, content)],
-            [(rng.choice(("/" + name, "../" + name, "a\0b", "", f"{folder}/../{leaf}", name.upper(), "/etc/x", name + "/")), content)],
+            [(rng.choice(("/" + name, "../" + name, "a\0b", f"{folder}/../{leaf}", name.upper(), "/etc/x", name + "/")), content)],
             [(name, bytes(rng.choice((0, 1 << 20, 1 << 24))))],
             [(name, content[: rng.randrange(len(content) + 1)])],
             [(name, content), ("extra", rng.randbytes(10))],
@@ -160,7 +160,10 @@ def edit_directory(rng: random.Random, data: bytes) -> bytes:
     end = data.rfind(b"PK\5\6")
     for _ in range(rng.choice((1, 2, 4))):
         if entries and rng.random() < 0.8:
-            start, (offset, size) = rng.choice(entries), rng.choice(((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (42, 4), (46, 4)))
+            start, (offset, size) = (
+                rng.choice(entries),
+                rng.choice(((8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2), (42, 4), (46, 4))),
+            )
         else:
             start, (offset, size) = end, rng.choice(((4, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2)))
         old = int.from_bytes(content[start + offset : start + offset + size], "little")

@@ -44,7 +44,10 @@ def fuzz(names: list[str], bundle: Path, count: int, seconds: float, seed: int, 
             results[name] = Session(name, seed, bundle, Path(room), saved).run(count, seconds)
         found = results[name]
         kinds = ", ".join(f"{f['kind']} {f['type']} at {f['place']} ×{f['count']}" for f in found["findings"])
-        print(f"{name}: {found['inputs']} inputs in {found['seconds']:.0f} s, {found['accepted']} accepted; findings: {kinds or 'none'}", flush=True)
+        print(
+            f"{name}: {found['inputs']} inputs in {found['seconds']:.0f} s, {found['accepted']} accepted; findings: {kinds or 'none'}",
+            flush=True,
+        )
     return results
 
 

@@ -12,8 +12,24 @@ from clapsep.runtime.audio import read_audio
 from .mutators import NUMBERS, damage
 from .target import target, written
 
-KINDS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("WAV", "MS_ADPCM"), ("WAVEX", "PCM_24"), ("RF64", "PCM_16"), ("FLAC", "PCM_16"))
-KINDS += (("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_16"), ("AIFF", "FLOAT"), ("CAF", "ALAC_16"), ("AU", "PCM_16"))
+KINDS = (
+    ("WAV", "PCM_16"),
+    ("WAV", "FLOAT"),
+    ("WAV", "ULAW"),
+    ("WAV", "MS_ADPCM"),
+    ("WAVEX", "PCM_24"),
+    ("RF64", "PCM_16"),
+    ("FLAC", "PCM_16"),
+)
+KINDS += (
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+    ("MP3", "MPEG_LAYER_III"),
+    ("AIFF", "PCM_16"),
+    ("AIFF", "FLOAT"),
+    ("CAF", "ALAC_16"),
+    ("AU", "PCM_16"),
+)
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".raw", ".opus", "", ".sd2", ".caf")
 
 
