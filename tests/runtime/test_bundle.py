@@ -114,6 +114,7 @@ def test_constants_travel_inside_each_graph(demo_bundle):
         (lambda m: m["golden"].update(file="\ud800"), e.BundleError),
         (lambda m: m["golden"].update(file="x" * 5000), e.BundleError),
         (lambda m: m["graphs"].pop("text_encoder"), e.BundleError),
+        (lambda m: m["graphs"]["film"]["outputs"][0].update(dtype="tensor(string)"), e.ManifestError),
     ],
 )
 def test_edited_manifests_are_refused_by_type(copy, change, error):
@@ -164,8 +165,9 @@ def test_links_out_of_the_bundle_are_refused(copy, tmp_path):
 
 
 def test_places_that_are_no_bundles(tmp_path):
-    with pytest.raises(e.BundleError, match="not a bundle directory"):
-        Bundle.open(tmp_path / "none")
+    for name in ("none", "x" * 300, "\0"):
+        with pytest.raises(e.BundleError, match="not a bundle directory"):
+            Bundle.open(tmp_path / name)
     with pytest.raises(e.MissingFile, match=r"no manifest\.json"):
         Bundle.open(tmp_path)
 
