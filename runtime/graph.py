@@ -18,21 +18,22 @@ from .errors import BundleError
 from .manifest import GraphEntry
 
 # Fields of onnx.proto, by number.
-MODEL_OPSETS, MODEL_GRAPH, MODEL_TRAINING, MODEL_FUNCTIONS = 8, 7, 20, 25
+MODEL_VERSION, MODEL_OPSETS, MODEL_GRAPH, MODEL_PLAIN = 1, 8, 7, {1, 2, 3, 4, 5, 6, 7, 8, 14}  # neither functions nor training
 GRAPH_NODES, GRAPH_TENSORS, GRAPH_SPARSE = 1, 5, 15
 NODE_OPERATOR, NODE_ATTRIBUTES, NODE_DOMAIN = 4, 5, 7
+ATTRIBUTE_NAME, ATTRIBUTE_INTEGER, ATTRIBUTE_INTEGERS = 1, 3, 8
 ATTRIBUTE_PLAIN = {1, 2, 3, 4, 7, 8, 9, 13, 20, 21}  # numbers, strings and names; neither tensors nor graphs
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_RAW, TENSOR_OUTSIDE, TENSOR_TYPED = 1, 2, 9, 13, {4, 5, 6, 7, 10, 11}
+AXES, SIZES = 8, 1 << 20
 ITEM_SIZES = {1: 4, 7: 8, 10: 2}  # float32, int64, float16
 # Ordinary arithmetic on tensors; nothing with a body, of random or unbounded size, or that an engine rarely sees.
-OPERATORS = frozenset(
-    """
+ORDINARY = """
     Abs Add And AveragePool BatchNormalization Cast Clip Concat Conv ConvTranspose Cos CumSum Div Equal Erf Exp Flatten Gather Gelu Gemm
     GlobalAveragePool Greater GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less Log
     MatMul Max MaxPool Min Mul Neg Not Or PRelu Pad Pow Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Sigmoid Sign Sin
     Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze Where
-    """.split()
-)
+"""
+OPERATORS = frozenset(ORDINARY.split())
 Fields = dict[int, list[int | memoryview]]
 
 
@@ -65,8 +66,8 @@ def _names(specs: tuple[TensorSpec, ...]) -> dict[str, tuple[str, tuple[int | No
 
 
 def _check_model(model: Fields, entry: GraphEntry) -> None:
-    if model.keys() & {MODEL_TRAINING, MODEL_FUNCTIONS}:
-        raise ValueError("it has functions")
+    if not {MODEL_VERSION} <= model.keys() <= MODEL_PLAIN:  # what OpenVINO does not take for ONNX, its other front ends try to read
+        raise ValueError("it is not an ONNX file, or has functions")
     if len(model[MODEL_GRAPH]) != 1:
         raise ValueError("it has no graph, or several")
     opsets = [(_text(opset[1][-1]) if 1 in opset else "", _number(opset[2][-1])) for opset in map(_message, model[MODEL_OPSETS])]
@@ -88,13 +89,23 @@ def _check_node(node: Fields) -> None:
     if operator not in OPERATORS or any(_text(domain) for domain in node[NODE_DOMAIN]):
         raise ValueError(f"it has the operator {operator}")
     for attribute in node[NODE_ATTRIBUTES]:
-        if not _message(attribute).keys() <= ATTRIBUTE_PLAIN:
-            raise ValueError(f"{operator} has a tensor or a graph as an attribute")
+        _check_attribute(_message(attribute), operator)
+
+
+def _check_attribute(attribute: Fields, operator: str) -> None:
+    """Numbers of attributes are axes and small sizes; OpenVINO takes some of them for places in memory."""
+    if not attribute.keys() <= ATTRIBUTE_PLAIN:
+        raise ValueError(f"{operator} has a tensor or a graph as an attribute")
+    name = _text(attribute[ATTRIBUTE_NAME][-1])
+    values = [_signed(value) for field in (ATTRIBUTE_INTEGER, ATTRIBUTE_INTEGERS) for value in _numbers(attribute[field])]
+    limit = AXES if name in ("axis", "axes", "perm") else SIZES
+    if any(not -limit <= value < limit for value in values) or (name == "perm" and sorted(values) != list(range(len(values)))):
+        raise ValueError(f"{operator} has {name} {values}")
 
 
 def _check_tensor(tensor: Fields, entry: GraphEntry) -> None:
     """Engines allocate what the shape says; without this check, far more than is there."""
-    shape = [size for value in tensor[TENSOR_DIMS] for size in ([value] if isinstance(value, int) else _varints(value))]
+    shape = _numbers(tensor[TENSOR_DIMS])
     size = ITEM_SIZES[_number(tensor[TENSOR_TYPE][-1])] * math.prod(shape)
     if tensor.keys() & TENSOR_TYPED:
         raise ValueError("a tensor's values are not raw bytes")
@@ -159,6 +170,15 @@ def _varints(data: memoryview) -> Iterator[int]:
     while at < len(data):
         value, at = _varint(data, at)
         yield value
+
+
+def _numbers(values: list[int | memoryview]) -> list[int]:
+    """A repeated number, packed or not."""
+    return [number for value in values for number in ([value] if isinstance(value, int) else _varints(value))]
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
 
 
 def _bytes(value: int | memoryview) -> memoryview:

@@ -19,7 +19,9 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[0] = str(HERE.parent)  # in place of this folder, some of whose names others have too
 
+from fuzz.guided import load_atheris  # noqa: E402
 from fuzz.session import Session  # noqa: E402
+from fuzz.targets import NAMES  # noqa: E402
 
 LIBRARIES = ("numpy", "onnxruntime", "openvino", "onnx", "torch", "safetensors", "tokenizers", "soundfile", "click")
 
@@ -36,12 +38,14 @@ def make_bundle(folder: Path) -> Path:
     return out
 
 
-def fuzz(names: list[str], bundle: Path, count: int, seconds: float, seed: int, saved: Path) -> dict[str, Any]:
+def fuzz(given: argparse.Namespace, bundle: Path) -> dict[str, Any]:
     """Results of each target by its name."""
     results = {}
-    for name in names:
+    for name in given.target or NAMES:
         with tempfile.TemporaryDirectory(prefix="clapsep-fuzz-") as room:
-            results[name] = Session(name, seed, bundle, Path(room), saved).run(count, seconds)
+            results[name] = Session(name, given.seed, bundle, Path(room), given.saved.absolute(), guided=given.atheris).run(
+                given.count, given.seconds
+            )
         found = results[name]
         kinds = ", ".join(f"{f['kind']} {f['type']} at {f['place']} ×{f['count']}" for f in found["findings"])
         print(
@@ -52,10 +56,8 @@ def fuzz(names: list[str], bundle: Path, count: int, seconds: float, seed: int, 
 
 
 def main() -> None:
-    from fuzz.targets import TARGETS
-
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="only these")
+    parser.add_argument("--target", action="append", choices=NAMES, help="only these")
     parser.add_argument("--count", type=int, default=200, help="inputs for each target")
     parser.add_argument("--seconds", type=float, default=600, help="time for each target at most")
     parser.add_argument("--seed", type=int, default=1)
@@ -64,22 +66,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write or complete this report")
     parser.add_argument("--atheris", action="store_true", help="let coverage guide the inputs of pure Python targets (needs atheris)")
     given = parser.parse_args()
+    if given.atheris:
+        load_atheris()
     with tempfile.TemporaryDirectory(prefix="clapsep-fuzz-") as folder:
         bundle = (given.bundle or make_bundle(Path(folder))).absolute()
-        names = given.target or list(TARGETS)
-        results = fuzz(names, bundle, given.count, given.seconds, given.seed, given.saved.absolute())
+        results = fuzz(given, bundle)
     if given.json is not None:
-        write(given.json, results, given.seed)
+        write(given.json, {name + (", guided" if given.atheris else ""): {"seed": given.seed, **r} for name, r in results.items()})
     sys.exit(any(result["findings"] for result in results.values()))
 
 
-def write(path: Path, results: dict[str, Any], seed: int) -> None:
+def write(path: Path, results: dict[str, Any]) -> None:
     """The report; targets that were not run this time keep what an earlier run found."""
     earlier = json.loads(path.read_text())["targets"] if path.exists() else {}
     report = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in LIBRARIES},
-        "targets": {**earlier, **{name: {"seed": seed, **result} for name, result in results.items()}},
+        "targets": {**earlier, **results},
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
 

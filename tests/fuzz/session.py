@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .child import CURRENT
-from .targets import TARGETS
+from .targets import load
 
 START = 180.0  # seconds for a child to import everything and to run the valid inputs
 CHILD = 500  # inputs of one child; what libraries leak does not count against the limit
@@ -26,8 +26,8 @@ QUIET = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "OMP_WAIT_POLICY": "PA
 class Session:
     """One target's run; its children work in `room`, inputs of findings go to `saved`."""
 
-    def __init__(self, name: str, seed: int, bundle: Path, room: Path, saved: Path) -> None:
-        self.target, self.seed, self.bundle, self.room, self.saved = TARGETS[name], seed, bundle, room, saved
+    def __init__(self, name: str, seed: int, bundle: Path, room: Path, saved: Path, *, guided: bool = False) -> None:
+        self.target, self.seed, self.bundle, self.room, self.saved, self.guided = load(name), seed, bundle, room, saved, guided
         self.outcomes: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.findings: dict[tuple[str, str, str], dict[str, Any]] = {}
@@ -37,7 +37,7 @@ class Session:
         """Inputs 0 to `count`, or as many as `seconds` allow."""
         started, done = time.monotonic(), 0
         while done < count and time.monotonic() - started < seconds:
-            done = self._child(done, min(count, done + CHILD), started + seconds)
+            done = self._child(done, count if self.guided else min(count, done + CHILD), started + seconds)
         return {
             "inputs": sum(self.outcomes.values()),
             "seconds": round(time.monotonic() - started, 1),
@@ -54,6 +54,7 @@ class Session:
         room.mkdir()
         reading, writing = os.pipe()
         words = [sys.executable, "-m", "fuzz.child", self.target.name, *map(str, (self.seed, begin, end, writing))]
+        words += [str(self.room / "corpus")] if self.guided else []
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, **QUIET, "PYTHONPATH": path, "CLAPSEP_FUZZ_BUNDLE": str(self.bundle)}
         with (self.room / "log").open("wb") as log:
@@ -98,7 +99,7 @@ class Session:
         """What a child that ended by itself died of."""
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         said = (self.room / "log").read_bytes()[-2000:].decode(errors="replace").strip()
-        return {"kind": "crash", "type": name, "place": _place(said), "message": said[-500:]}
+        return {"kind": "crash", "type": name, "place": "", "message": said[-500:]}
 
     def _stopped(self, number: int, running: bool, finding: dict[str, Any]) -> int:
         if not running:
@@ -118,12 +119,6 @@ class Session:
         self.findings[key]["count"] += 1
         if len(self.findings[key]["numbers"]) < 20:
             self.findings[key]["numbers"].append(number)
-
-
-def _place(said: str) -> str:
-    """The last words before a crash, if the library said any."""
-    lines = [line for line in said.splitlines() if line.strip()]
-    return lines[-1][:120] if lines else ""
 
 
 def _forward(reading: int, lines: queue.Queue[str | None]) -> None:

@@ -1,6 +1,6 @@
 """What a fuzz target is: a function from bytes to None, with seeds and the ways in which they are damaged.
 
-To add one, write the function in a file of this folder, decorate it with `@target(seeds)`, and import the file in `targets.py`.
+To add one, write the function in a file of this folder, decorate it with `@target(seeds)`, and name it in `targets.py`.
 """
 
 from __future__ import annotations

@@ -47,6 +47,10 @@ def add_body(model):
     model.graph.node.append(helper.make_node("Relu", [], ["x"], body=helper.make_graph([], "body", [], [])))
 
 
+def add_attribute(name, value):
+    return lambda model: model.graph.node.append(helper.make_node("Relu", [], ["x"], **{name: value}))
+
+
 def add_function(model):
     model.functions.append(helper.make_function("", "f", ["a"], ["b"], [], []))
 
@@ -69,7 +73,10 @@ def outside(key, value):
     [
         (add_loop, "the operator Loop"),  # ran for ever in both engines; without a body, OpenVINO crashed
         (add_body, "Relu has a tensor or a graph as an attribute"),
-        (add_function, "it has functions"),
+        (add_function, "has functions"),
+        (add_attribute("axis", 1 << 62), "Relu has axis"),  # OpenVINO crashed now and then
+        (add_attribute("perm", [0, 0]), "Relu has perm"),
+        (lambda m: m.ClearField("ir_version"), "not an ONNX file"),
         (enlarge, "a tensor of shape"),  # std::bad_alloc in OpenVINO
         (lambda m: setattr(m.opset_import[0], "version", (1 << 32) - 1), "operator sets"),  # OpenVINO counted
         (lambda m: setattr(m.graph.node[0], "domain", "com.microsoft"), "the operator Gemm|the operator MatMul"),
@@ -141,7 +148,7 @@ class Liar(Engine):
     def __init__(self, result):
         self.result = result
 
-    def _run(self, inputs):
+    def _run(self, inputs):  # noqa: ARG002
         return {"x": self.result}
 
 
