@@ -19,8 +19,8 @@ from .manifest import GraphEntry
 
 # Fields of onnx.proto, by number.
 MODEL_VERSION, MODEL_OPSETS, MODEL_GRAPH, MODEL_PLAIN = 1, 8, 7, {1, 2, 3, 4, 5, 6, 7, 8, 14}  # neither functions nor training
-GRAPH_NODES, GRAPH_TENSORS, GRAPH_SPARSE = 1, 5, 15
-NODE_OPERATOR, NODE_ATTRIBUTES, NODE_DOMAIN = 4, 5, 7
+GRAPH_NODES, GRAPH_TENSORS, GRAPH_INPUTS, GRAPH_OUTPUTS, GRAPH_SPARSE = 1, 5, 11, 12, 15
+NODE_INPUTS, NODE_OUTPUTS, NODE_OPERATOR, NODE_ATTRIBUTES, NODE_DOMAIN = 1, 2, 4, 5, 7
 ATTRIBUTE_NAME, ATTRIBUTE_INTEGER, ATTRIBUTE_INTEGERS = 1, 3, 8
 ATTRIBUTE_PLAIN = {1, 2, 3, 4, 7, 8, 9, 13, 20, 21}  # numbers, strings and names; neither tensors nor graphs
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_RAW, TENSOR_OUTSIDE, TENSOR_TYPED = 1, 2, 9, 13, {4, 5, 6, 7, 10, 11}
@@ -34,6 +34,7 @@ ORDINARY = """
     Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze Where
 """
 OPERATORS = frozenset(ORDINARY.split())
+TYPE_NAMES = {1: "float32", 7: "int64"}
 Fields = dict[int, list[int | memoryview]]
 
 
@@ -78,6 +79,9 @@ def _check_model(model: Fields, entry: GraphEntry) -> None:
         raise ValueError("it has sparse tensors")
     if len(graph[GRAPH_NODES]) != entry.nodes:
         raise ValueError(f"it has {len(graph[GRAPH_NODES])} nodes and the manifest says {entry.nodes}")
+    for field, listed in ((GRAPH_INPUTS, entry.inputs), (GRAPH_OUTPUTS, entry.outputs)):
+        if (found := tuple(map(_tensor_spec, graph[field]))) != listed:
+            raise ValueError(f"it has {found} where the manifest says {listed}")
     for node in graph[GRAPH_NODES]:
         _check_node(_message(node))
     for tensor in graph[GRAPH_TENSORS]:
@@ -88,6 +92,8 @@ def _check_node(node: Fields) -> None:
     operator = _text(node[NODE_OPERATOR][-1]) if NODE_OPERATOR in node else ""
     if operator not in OPERATORS or any(_text(domain) for domain in node[NODE_DOMAIN]):
         raise ValueError(f"it has the operator {operator}")
+    if not all(map(_bytes, (*node[NODE_INPUTS], *node[NODE_OUTPUTS]))):  # ONNX Runtime reads a missing bias all the same, and crashes
+        raise ValueError(f"{operator} has an input or output without a name")
     for attribute in node[NODE_ATTRIBUTES]:
         _check_attribute(_message(attribute), operator)
 
@@ -101,6 +107,15 @@ def _check_attribute(attribute: Fields, operator: str) -> None:
     limit = AXES if name in ("axis", "axes", "perm") else SIZES
     if any(not -limit <= value < limit for value in values) or (name == "perm" and sorted(values) != list(range(len(values)))):
         raise ValueError(f"{operator} has {name} {values}")
+
+
+def _tensor_spec(value: int | memoryview) -> TensorSpec:
+    """ValueInfoProto { name: 1, type: 2 { tensor_type: 1 { elem_type: 1, shape: 2 { dim: 1 { dim_value: 1, dim_param: 2 } } } } }."""
+    info = _message(value)
+    tensor = _message(_message(info[2][-1])[1][-1])
+    axes = map(_message, _message(tensor[2][-1])[1])
+    shape = tuple(_text(axis[2][-1]) if 2 in axis else _number(axis[1][-1]) for axis in axes)
+    return TensorSpec(_text(info[1][-1]), TYPE_NAMES[_number(tensor[1][-1])], shape)
 
 
 def _check_tensor(tensor: Fields, entry: GraphEntry) -> None:

@@ -17,7 +17,7 @@ from .errors import ManifestError, SchemaVersionError
 T = TypeVar("T")
 FORMAT = "clapsep-bundle"
 SCHEMA_VERSION = 1
-DTYPES = {"float32", "int64"}  # of inputs and outputs
+DTYPES = ("float32", "int64")  # of inputs and outputs
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,19 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     odd = [name for name in manifest.graphs if not re.fullmatch(r"[a-z0-9_]{1,64}", name)]
     if odd:  # names become parts of paths
         raise ManifestError(f"{where} has a graph {odd[0]!r}, whose name is not of small letters, digits and _; build the bundle again")
-    types = {tensor.dtype for graph in manifest.graphs.values() for tensor in (*graph.inputs, *graph.outputs)}
-    if not types <= DTYPES:
-        raise ManifestError(
-            f"{where} has tensors of type {min(types - DTYPES)!r}, not {' or '.join(sorted(DTYPES))}; build the bundle again"
-        )
+    for name, graph in manifest.graphs.items():
+        for tensor in (*graph.inputs, *graph.outputs):
+            _check_tensor(tensor, f"{where}: graph '{name}'")
     if manifest.max_batch < 1:
         raise ManifestError(f"{where} has max_batch {manifest.max_batch}, which is no batch; build the bundle again")
     return manifest
+
+
+def _check_tensor(tensor: TensorSpec, where: str) -> None:
+    batch, *axes = tensor.shape or ("",)
+    if tensor.dtype not in DTYPES or batch != "batch" or not all(isinstance(size, int) and size > 0 for size in axes):
+        found = f"{tensor.dtype} {list(tensor.shape)}"
+        raise ManifestError(f"{where} has a tensor {found}, not float32 or int64 [batch, sizes]; build the bundle again")
 
 
 def _refuse_constant(name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from clapsep.runtime.graph import OPERATORS as ALLOWED
 
 from .mutators import NUMBERS, TEXTS, damage
 
@@ -25,6 +26,7 @@ OPERATORS += (
     "StringSplit",
     "Nope",
 )
+ORDINARY = sorted(ALLOWED)
 PLACES = ("/etc/passwd", "../../../etc/passwd", "/dev/zero", ".", "", "separator.onnx", "../golden.npz", "../manifest.json", "x\0y", "none")
 Edit = Any  # (rng, graph) → None
 
@@ -65,7 +67,7 @@ def _nodes(rng: random.Random, model: onnx.ModelProto) -> None:
     node, other = rng.choice(nodes), rng.choice(nodes)
     way = rng.randrange(7)
     if way == 0:
-        node.op_type = rng.choice((*OPERATORS, other.op_type))
+        node.op_type = rng.choice((rng.choice(OPERATORS), rng.choice(ORDINARY), other.op_type))
     elif way == 1 and node.input:
         node.input[rng.randrange(len(node.input))] = rng.choice((*other.input, *other.output, "", "nowhere"))
     elif way == 2:
@@ -87,9 +89,9 @@ def _attributes(rng: random.Random, model: onnx.ModelProto) -> None:
     attribute = rng.choice(node.attribute)
     way = rng.randrange(5)
     if way == 0:
-        attribute.i = rng.choice(NUMBERS)
+        attribute.i = rng.choice((rng.choice(NUMBERS), rng.randrange(-9, 9)))
     elif way == 1:
-        attribute.ints.append(rng.choice(NUMBERS))
+        attribute.ints.extend(rng.choices((rng.choice(NUMBERS), *range(-3, 9)), k=rng.choice((1, 2))))
     elif way == 2:
         attribute.type = rng.randrange(15)
     elif way == 3:
@@ -101,7 +103,13 @@ def _attributes(rng: random.Random, model: onnx.ModelProto) -> None:
 def _tensors(rng: random.Random, model: onnx.ModelProto) -> None:
     tensor = rng.choice(model.graph.initializer)
     way = rng.randrange(6)
-    if way == 0 and tensor.dims:
+    numbers = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT64 and t.raw_data and len(t.raw_data) % 8 == 0]
+    if numbers and rng.random() < 0.4:  # axes, shapes, indices
+        tensor = rng.choice(numbers)
+        values = np.frombuffer(tensor.raw_data, "<i8").copy()
+        values[rng.randrange(len(values))] = rng.choice((rng.choice(NUMBERS), rng.randrange(-9, 9)))
+        tensor.raw_data = values.astype("<i8").tobytes()
+    elif way == 0 and tensor.dims:
         tensor.dims[rng.randrange(len(tensor.dims))] = rng.choice(NUMBERS)
     elif way == 1:
         tensor.data_type = rng.randrange(25)
@@ -112,7 +120,8 @@ def _tensors(rng: random.Random, model: onnx.ModelProto) -> None:
     elif way == 4:
         model.graph.initializer.remove(tensor)
     else:
-        values = np.array(rng.choices(NUMBERS, k=max(1, int(np.prod(tensor.dims)) if len(tensor.dims) < 2 else 1)), np.int64)
+        size = min(1000, int(np.prod(tensor.dims[:1]))) if len(tensor.dims) < 2 else 1
+        values = np.array(rng.choices((*NUMBERS, *range(-9, 9)), k=max(1, size)), np.int64)
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
