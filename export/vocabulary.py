@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ..runtime.errors import CheckpointError
+from ..runtime.tokenizer import library_errors
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 in every RoBERTa vocabulary
 
@@ -28,19 +29,17 @@ def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
         CheckpointError: nothing readable there, other special tokens than RoBERTa's, or ids beyond the model's vocabulary.
     """
     file = path / "tokenizer.json" if os.path.isdir(path) else path
-    try:
+    if not os.path.isfile(file) and not (os.path.isfile(path / "vocab.json") and os.path.isfile(path / "merges.txt")):
+        raise CheckpointError(f"--tokenizer {path} is neither a tokenizer.json nor a directory with one (or vocab.json and merges.txt)")
+    with library_errors(
+        lambda reason: CheckpointError(f"--tokenizer {path} cannot be read ({reason}); give roberta-base's tokenizer.json")
+    ):
         if os.path.isfile(file):
             backend = Tokenizer.from_file(str(file))
-        elif os.path.isfile(path / "vocab.json") and os.path.isfile(path / "merges.txt"):
+        else:
             backend = Tokenizer(models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"), unk_token="<unk>"))
             backend.add_special_tokens([*SPECIAL, "<mask>"])
             _roberta(backend)
-        else:
-            raise CheckpointError(f"--tokenizer {path} is neither a tokenizer.json nor a directory with one (or vocab.json and merges.txt)")
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"--tokenizer {path} cannot be read ({error}); give roberta-base's tokenizer.json") from error
     ids = [backend.token_to_id(token) for token in SPECIAL[:3]]
     if ids != [0, 1, 2]:
         raise CheckpointError(f"--tokenizer {path} has ids {ids} for {SPECIAL[:3]} instead of 0, 1, 2; give roberta-base's tokenizer.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -120,7 +121,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         SchemaVersionError: a schema version that this code does not know.
     """
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{where} is not valid JSON ({error}); build the bundle again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -147,6 +148,13 @@ def _check_tensor(tensor: TensorSpec, where: str) -> None:
     if tensor.dtype not in DTYPES or batch != "batch" or not all(isinstance(size, int) and size > 0 for size in axes):
         found = f"{tensor.dtype} {list(tensor.shape)}"
         raise ManifestError(f"{where} has a tensor {found}, not float32 or int64 [batch, sizes]; build the bundle again")
+
+
+def _finite(text: str) -> float:
+    """Python reads 1e999 as infinity, which JSON cannot say again."""
+    if not math.isfinite(value := float(text)):
+        _refuse_constant(text)
+    return value
 
 
 def _refuse_constant(name: str) -> None:

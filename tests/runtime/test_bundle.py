@@ -202,6 +202,13 @@ def test_any_field_may_hold_anything(demo_bundle, data):
         pass
 
 
+def test_numbers_too_large_for_a_float(copy):
+    path = copy / "manifest.json"
+    path.write_text(path.read_text().replace('"fmin": 50.0', '"fmin": 1e999'))
+    with pytest.raises(e.ManifestError, match="1e999 is not a JSON number"):
+        Bundle.open(copy)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused(content):
     with pytest.raises(e.ManifestError):
