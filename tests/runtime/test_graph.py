@@ -106,7 +106,7 @@ def test_graphs_that_are_not_plain_are_refused_before_an_engine_sees_them(copy, 
     [b"", b"not ONNX at all", b'node { op: "x" }', b"\x3a\xff\xff\xff\xff\xff\x7f", b"\x3a\x00" * 2, b"\xff" * 20, b"\x3b", b"\x38\x01"],
 )
 def test_files_that_are_no_graphs(copy, content):
-    """OpenVINO tried its other front ends on them, and the one for TensorFlow crashed."""
+    """OpenVINO tried its front ends for other formats on them."""
     put(copy, content)
     with pytest.raises(BundleError, match="not a graph that a bundle may have"):
         Bundle.open(copy).graph("film")
