@@ -181,14 +181,26 @@ class Engine(ABC):
             New arrays, which later runs leave alone.
 
         Raises:
-            EngineError: an input is missing, surplus, or not of the declared dtype and shape, or the engine failed.
+            EngineError: an input is missing, surplus, or not of the declared dtype and shape, or the engine failed, or an output is
+                not what the graph declares.
         """
         batch = self._check(inputs)
         if self.max_batch is None or batch <= self.max_batch:
-            return self._run(inputs)
+            return self._require_outputs(self._run(inputs), batch)
         starts = range(0, batch, self.max_batch)
         parts = [self._run({name: value[i : i + self.max_batch] for name, value in inputs.items()}) for i in starts]
-        return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
+        return self._require_outputs({spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}, batch)
+
+    def _require_outputs(self, outputs: dict[str, NDArray[Any]], batch: int) -> dict[str, NDArray[Any]]:
+        """Engines take what a graph declares for a hint; callers take it for a fact."""
+        for spec in self.outputs:
+            value = outputs[spec.name]
+            if not spec.accepts(value) or value.shape[:1] != (batch,):
+                found = f"{value.dtype} {list(value.shape)} for a batch of {batch}"
+                raise EngineError(
+                    f"output '{spec.name}' is {found} and the graph declares {spec.dtype} {list(spec.shape)}; build the bundle again"
+                )
+        return outputs
 
     @abstractmethod
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]: ...

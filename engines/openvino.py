@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import re
 import secrets
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -53,6 +55,12 @@ class OpenVinoEngine(Engine):
         self.provider = f"CPU {hint}"
         self.inputs, self.outputs = _specs(self._compiled.inputs), _specs(self._compiled.outputs)
         self._idle: list[Any] = []  # infer requests; each belongs to one caller at a time, as their tensors are their own
+
+    @classmethod
+    def load_library(cls) -> Any:
+        """Without its telemetry, which would report the import over the network."""
+        with _without_telemetry():
+            return super().load_library()
 
     @classmethod
     def version(cls) -> str:
@@ -123,6 +131,20 @@ def _smallest_model() -> Any:
     ov = OpenVinoEngine.load_library()
     value = ov.opset8.parameter([1], ov.Type.f32)
     return ov.Model([ov.opset8.relu(value)], [value])
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """OpenVINO takes a stub in place of a telemetry module that it cannot import."""
+    name = "openvino_telemetry"
+    if name in sys.modules:  # somebody else wants it
+        yield
+        return
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _config(hint: str, threads: int | None) -> dict[str, str]:

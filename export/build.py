@@ -85,11 +85,11 @@ def _refuse_usage(out: Path, request: Request) -> None:
     if request.demo == (request.checkpoint is not None) or (request.demo and request.clap):
         raise InputError("give --clap and --checkpoint, or --demo in their place")
     for flag, location in (("clap", request.clap), ("checkpoint", request.checkpoint), ("tokenizer", request.tokenizer)):
-        if location is not None and not location.startswith(SCHEME) and not Path(location).exists():
+        if location is not None and not location.startswith(SCHEME) and not os.path.exists(location):
             raise InputError(f"--{flag} {location} does not exist; check the path")
     if out.suffix != ".clapsep":
         raise InputError(f"{out} does not end in .clapsep, as bundles do; choose another name")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise InputError(f"{out.parent} is not a directory; create it first")
     if request.compute_capabilities and not any(map(_needs_plans, request.engines)):
         raise InputError("--compute-capability is for engines that need plans; add --engine tensorrt-rtx, or leave it out")
@@ -102,9 +102,9 @@ def _refuse_usage(out: Path, request: Request) -> None:
 
 
 def _refuse_overwriting(out: Path, force: bool) -> None:
-    if out.exists() and not force:
+    if os.path.exists(out) and not force:
         raise OutputExists(f"{out} exists; choose another name or pass --force")
-    if out.exists() and not (out / MANIFEST).is_file():
+    if os.path.exists(out) and not os.path.isfile(out / MANIFEST):
         raise OutputExists(f"{out} is not a bundle, so --force does not replace it; choose another name")
 
 

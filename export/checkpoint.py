@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -57,7 +59,7 @@ def read_checkpoint(path: str | Path, role: str) -> Checkpoint:
         CheckpointError: missing, unreadable, or with content other than tensors, numpy values and plain containers.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it says no to names that no file can have
         raise CheckpointError(f"--{role} {path} is not a file; check the path")
     if path.stat().st_size == 0:
         raise CheckpointError(f"--{role} {path} is empty; download it again")
@@ -94,8 +96,8 @@ def _read_safetensors(path: Path, role: str) -> tuple[Tensors, dict[str, Any]]:
 def _read_torch(path: Path, role: str) -> Tensors:
     archive = _check_archive(path, role)
     try:
-        with torch.serialization.safe_globals(NUMPY):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        with torch.serialization.safe_globals(NUMPY), _Bounded(path) as file:
+            content = torch.load(path if archive else file, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
         raise CheckpointError(f"--{role} {path} {_why(str(error))}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
@@ -103,6 +105,17 @@ def _read_torch(path: Path, role: str) -> Tensors:
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"--{role} {path} holds no state dict of tensors; give a checkpoint or a safetensors file")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more than it has: Python would allocate what a pickle asks for before it reads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, max(self._size - self.tell(), 0)))
 
 
 def _check_archive(path: Path, role: str) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ..runtime.errors import CheckpointError
+from ..runtime.tokenizer import library_errors
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3 in every RoBERTa vocabulary
 
@@ -26,27 +28,25 @@ def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     Raises:
         CheckpointError: nothing readable there, other special tokens than RoBERTa's, or ids beyond the model's vocabulary.
     """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    try:
-        if file.is_file():
+    file = path / "tokenizer.json" if os.path.isdir(path) else path
+    if not os.path.isfile(file) and not (os.path.isfile(path / "vocab.json") and os.path.isfile(path / "merges.txt")):
+        raise CheckpointError(f"--tokenizer {path} is neither a tokenizer.json nor a directory with one (or vocab.json and merges.txt)")
+    with library_errors(
+        lambda reason: CheckpointError(f"--tokenizer {path} cannot be read ({reason}); give roberta-base's tokenizer.json")
+    ):
+        if os.path.isfile(file):
             backend = Tokenizer.from_file(str(file))
-        elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        else:
             backend = Tokenizer(models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"), unk_token="<unk>"))
             backend.add_special_tokens([*SPECIAL, "<mask>"])
             _roberta(backend)
-        else:
-            raise CheckpointError(f"--tokenizer {path} is neither a tokenizer.json nor a directory with one (or vocab.json and merges.txt)")
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"--tokenizer {path} cannot be read ({error}); give roberta-base's tokenizer.json") from error
     ids = [backend.token_to_id(token) for token in SPECIAL[:3]]
     if ids != [0, 1, 2]:
         raise CheckpointError(f"--tokenizer {path} has ids {ids} for {SPECIAL[:3]} instead of 0, 1, 2; give roberta-base's tokenizer.json")
-    if backend.get_vocab_size() > vocabulary:
-        size = backend.get_vocab_size()
+    size = 1 + max(backend.get_vocab().values())  # ids may have gaps, and a gap of billions fills the memory when it is written
+    if size > vocabulary:
         raise CheckpointError(
-            f"--tokenizer {path} has {size} tokens and the model knows {vocabulary}; give the one the model was trained with"
+            f"--tokenizer {path} has ids up to {size - 1} and the model knows {vocabulary} tokens; give the one the model was trained with"
         )
     return backend
 

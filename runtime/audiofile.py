@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ def _opened(path: Path, limits: Limits = LIMITS) -> Iterator[Any]:
     """A soundfile.SoundFile; what it raises becomes an AudioError."""
     import soundfile as sf
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's, it says no to names that no file can have
         raise AudioError(f"{path} is not a file; check the path")
     size = path.stat().st_size
     if size == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,7 +65,7 @@ class Batch:
         """
         record = Log(self.log) if self.log and self.resume else None
         left = [job for job in self.jobs if not (record and record.finished(job, self._mark(job)))]
-        taken = next((output for job in left for output in job.outputs if output.exists()), None)
+        taken = next((output for job in left for output in job.outputs if os.path.exists(output)), None)
         if taken and not self.force:
             if self.resume:
                 raise OutputExists(
@@ -95,7 +96,7 @@ class Batch:
             job, result, error = outcome.item, outcome.result, outcome.error
             if outcome.begun and record:
                 marks[job.outputs] = self._mark(job)
-                fresh = not any(output.exists() for output in job.outputs)
+                fresh = not any(os.path.exists(output) for output in job.outputs)
                 record.add(job, "started", fresh=fresh, fingerprint=marks[job.outputs])
             if result:
                 summary.done.append(result)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path, PurePosixPath
 
 from .errors import BundleError, HashMismatch, MissingFile, SizeMismatch, UnsafePath
+from .graph import check_graph
 from .manifest import FileEntry, Manifest, parse_manifest
 
 MANIFEST = "manifest.json"
@@ -39,10 +41,10 @@ class Bundle:
             BundleError: a sub-class for each thing that can be wrong with a bundle.
         """
         root = Path(path)
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise BundleError(f"{root} is not a bundle directory; give the path that clapsep-export build wrote")
         manifest_path = root / MANIFEST
-        if not manifest_path.is_file():
+        if not os.path.isfile(manifest_path):
             raise MissingFile(f"{root} has no {MANIFEST}, so it is not a bundle; give the path that clapsep-export build wrote")
         if manifest_path.stat().st_size > MANIFEST_LIMIT:
             raise BundleError(f"{manifest_path} is larger than {MANIFEST_LIMIT >> 20} MiB, so it is not a manifest; build the bundle again")
@@ -70,7 +72,9 @@ class Bundle:
             raise BundleError(f"{self.path} has no graph '{name}', only {sorted(self.manifest.graphs)}; build the bundle again")
         if entry.data is not None:
             self.file(entry.data)
-        return self.file(entry.graph)
+        path = self.file(entry.graph)
+        check_graph(path, entry)
+        return path
 
     def check_files(self) -> None:
         """Check the content of every file."""

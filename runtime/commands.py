@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
@@ -20,6 +21,8 @@ class Command(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING)
         signal.signal(signal.SIGTERM, _interrupt)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # names of files are printed as the bytes that they are
         try:
             return super().invoke(ctx)
         except ClapsepError as error:

@@ -79,10 +79,10 @@ def plan_jobs(inputs: Sequence[str], output: Path, asked: Asked) -> list[Job]:
     """
     found = [item for text in inputs for item in _find(text, output, asked)]
     if into_folder(inputs, output, asked):
-        if not output.is_dir() and (output.exists() or str(output) == "-" or output.suffix.lower() in FORMATS):
+        if not os.path.isdir(output) and (os.path.exists(output) or str(output) == "-" or output.suffix.lower() in FORMATS):
             raise InputError(f"{output} cannot be the directory for {len(found)} mixtures and their results; give a directory")
         jobs = [Job(item.mixture, tuple(_outputs(item, output)), item.asked) for item in found]
-    elif not output.parent.is_dir():
+    elif not os.path.isdir(output.parent):
         raise InputError(f"{output.parent} is not a directory; create it first")
     else:
         jobs = [Job(item.mixture, (output,), item.asked) for item in found]
@@ -92,8 +92,8 @@ def plan_jobs(inputs: Sequence[str], output: Path, asked: Asked) -> list[Job]:
 
 def into_folder(inputs: Sequence[str], output: Path, asked: Asked) -> bool:
     """Whether `output` is a folder: it is one, has no extension, or several results go there."""
-    several = len(inputs) > 1 or any(not Path(text).is_file() or _is_list(text) for text in inputs)
-    return output.is_dir() or several or list(asked.targets) != [""] or not output.suffix
+    several = len(inputs) > 1 or any(not os.path.isfile(text) or _is_list(text) for text in inputs)
+    return os.path.isdir(output) or several or list(asked.targets) != [""] or not output.suffix
 
 
 def _outputs(item: _Found, folder: Path) -> Iterator[Path]:
@@ -128,12 +128,12 @@ def _is_list(text: str) -> bool:
 
 def _find(text: str, output: Path, asked: Asked) -> Iterable[_Found]:
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _in_folder(path, output, asked)
-    if path.is_file():
+    if os.path.isfile(path):
         return _in_list(path, asked) if _is_list(text) else [_Found(path, PurePath(path.name), asked)]
     names = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
-    files = [Path(name) for name in names if Path(name).is_file()]
+    files = [Path(name) for name in names if os.path.isfile(name)]
     if not files:
         raise InputError(
             f"{text} is not a file; check the path" if not glob.has_magic(text) else f"{text} matches no file; check the pattern"
@@ -205,7 +205,7 @@ def _line(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> _Fo
     if not row.get("input"):
         raise InputError(f"{where} has no input; name an audio file")
     mixture = folder / row["input"]
-    if not mixture.is_file():
+    if not os.path.isfile(mixture):
         raise InputError(f"{where}: {mixture} is not a file; paths are relative to the job list")
     place = PurePath(row.get("output") or mixture.name)
     if place.is_absolute() or ".." in place.parts or not place.name or "\0" in str(place):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -17,6 +18,7 @@ from .errors import ManifestError, SchemaVersionError
 T = TypeVar("T")
 FORMAT = "clapsep-bundle"
 SCHEMA_VERSION = 1
+DTYPES = ("float32", "int64")  # of inputs and outputs
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         SchemaVersionError: a schema version that this code does not know.
     """
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{where} is not valid JSON ({error}); build the bundle again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -133,9 +135,26 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     odd = [name for name in manifest.graphs if not re.fullmatch(r"[a-z0-9_]{1,64}", name)]
     if odd:  # names become parts of paths
         raise ManifestError(f"{where} has a graph {odd[0]!r}, whose name is not of small letters, digits and _; build the bundle again")
+    for name, graph in manifest.graphs.items():
+        for tensor in (*graph.inputs, *graph.outputs):
+            _check_tensor(tensor, f"{where}: graph '{name}'")
     if manifest.max_batch < 1:
         raise ManifestError(f"{where} has max_batch {manifest.max_batch}, which is no batch; build the bundle again")
     return manifest
+
+
+def _check_tensor(tensor: TensorSpec, where: str) -> None:
+    batch, *axes = tensor.shape or ("",)
+    if tensor.dtype not in DTYPES or batch != "batch" or not all(isinstance(size, int) and size > 0 for size in axes):
+        found = f"{tensor.dtype} {list(tensor.shape)}"
+        raise ManifestError(f"{where} has a tensor {found}, not float32 or int64 [batch, sizes]; build the bundle again")
+
+
+def _finite(text: str) -> float:
+    """Python reads 1e999 as infinity, which JSON cannot say again."""
+    if not math.isfinite(value := float(text)):
+        _refuse_constant(text)
+    return value
 
 
 def _refuse_constant(name: str) -> None:

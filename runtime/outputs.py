@@ -29,7 +29,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         OutputExists: `path` exists, or came into being meanwhile, and `force` is not set.
         OutputError: the place is not writable, or full.
     """
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         raise OutputExists(f"{path} exists; choose another name or pass --force")
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.clapsep-part")
     try:

@@ -21,6 +21,7 @@ from .clap import CROPS
 from .dsp import Float32
 from .errors import AudioError, EngineUnavailable, QueryError
 from .family import open_family
+from .graph import check_interface
 from .plans import SHORT_TEXT, Choice, choose, needs_gpu
 from .query import Clip, Query, QueryEncoder, as_query
 from .routes import ROUTES, MapRoute, Maps
@@ -58,7 +59,9 @@ class Engines:
             raise EngineUnavailable(f"engine {self._choice.kind} has no plan of {graph}; take another route", "no-plan")
         plan = self._choice.plans.get(graph)
         path = self._bundle.graph(graph) if plan is None else self._bundle.file(plan.plan)
-        return self._open_file(self._choice.kind, path, self._choice.options)
+        engine = self._open_file(self._choice.kind, path, self._choice.options)
+        check_interface(engine, self._bundle.manifest.graphs[graph])
+        return engine
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:

@@ -179,6 +179,18 @@ def test_threads_are_honoured_and_no_processor_is_claimed(graph):
     assert engine._compiled.get_property("NUM_STREAMS") == 1
 
 
+def test_openvino_does_not_phone_home():
+    code = (
+        "import threading\n"
+        "from clapsep.engines.openvino import OpenVinoEngine as E\n"
+        "E.load_library()\n"
+        "from openvino.tools.ovc import telemetry_utils\n"
+        "print(telemetry_utils.tm.__name__, [t.name for t in threading.enumerate()])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "openvino.tools.ovc.telemetry_stub ['MainThread']"
+
+
 def test_the_version_is_short():
     assert ENGINE.version() == ov.__version__.split("-")[0] == ".".join(ENGINE.version().split(".")[:3])
 

@@ -1,5 +1,6 @@
 """Builds: whole or not at all, whatever happens; and variants through export, engine and runtime."""
 
+import json
 import os
 import signal
 import subprocess
@@ -270,6 +271,11 @@ def test_wrong_tokenizers(files, tmp_path):
             read_tokenizer(path, 512)
     with pytest.raises(CheckpointError, match="the model knows 100"):
         read_tokenizer(files.tokenizer, 100)
+    sparse = json.loads(files.tokenizer.read_text())
+    sparse["model"]["vocab"]["dog"] = (1 << 32) - 1  # when it is written, every id below becomes an entry
+    (tmp_path / "sparse.json").write_text(json.dumps(sparse))
+    with pytest.raises(CheckpointError, match="ids up to 4294967295"):
+        read_tokenizer(tmp_path / "sparse.json", 512)
     backend = train_tokenizer(["a dog barks", "rain on a roof"], 300)
     backend.model.save(str(tmp_path))
     folder = read_tokenizer(tmp_path, 512)

@@ -3,6 +3,7 @@ import io
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -99,6 +100,24 @@ def test_missing_empty_truncated_and_tensorless_files(tmp_path):
             read_checkpoint(tmp_path / name, "checkpoint")
         assert "--checkpoint" in str(caught.value)
         assert name in str(caught.value)
+
+
+def test_pickles_that_ask_for_more_than_the_file_has(tmp_path):
+    """Python allocates what is asked for before it reads: a file of 20 bytes took 4 GiB."""
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02X" + struct.pack("<I", (1 << 32) - 1) + b"few bytes")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_checkpoint(tmp_path / "a.pt", "clap")
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    for name in ("x" * 300, "\0"):
+        with pytest.raises(CheckpointError, match="not a file"):
+            read_checkpoint(tmp_path / name, "clap")
 
 
 def test_safetensors_metadata(tmp_path):

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -142,3 +143,36 @@ def test_the_table_shows_everything():
     lines = table(gates).splitlines()
     assert len(lines) == len(LIMITS) + 1
     assert all(metric in line for metric, line in zip(LIMITS, lines[1:], strict=True))
+
+
+def rewrite(bundle, change):
+    """golden.npz with some members' bytes changed, and a manifest that vouches for it."""
+    path = bundle / "golden.npz"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    accept(bundle, "golden.npz")
+
+
+def array(shape, descr="<f4", body=b""):
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update({"target.npy": array((1 << 40,))}), "has 0 bytes"),  # numpy would allocate 4 TiB
+        (lambda m: m.update({"target.npy": array((1 << 40,), "|V0")}), "has 0 bytes"),
+        (lambda m: m.update({"target.npy": array((1,), "|O", b"cos\nsystem\n.")}), "target|bytes|pickle"),
+        (lambda m: m.update({"bomb": bytes(257 << 20)}), "unpacks to more than 256 MiB"),
+        (lambda m: m.pop("target.npy"), "target.npy"),
+    ],
+)
+def test_golden_files_that_want_memory_or_run(copy, change, words):
+    rewrite(copy, change)
+    with pytest.raises(BundleError, match=words):
+        Golden.load(copy / "golden.npz")

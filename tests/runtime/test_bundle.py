@@ -114,6 +114,7 @@ def test_constants_travel_inside_each_graph(demo_bundle):
         (lambda m: m["golden"].update(file="\ud800"), e.BundleError),
         (lambda m: m["golden"].update(file="x" * 5000), e.BundleError),
         (lambda m: m["graphs"].pop("text_encoder"), e.BundleError),
+        (lambda m: m["graphs"]["film"]["outputs"][0].update(dtype="tensor(string)"), e.ManifestError),
     ],
 )
 def test_edited_manifests_are_refused_by_type(copy, change, error):
@@ -164,8 +165,9 @@ def test_links_out_of_the_bundle_are_refused(copy, tmp_path):
 
 
 def test_places_that_are_no_bundles(tmp_path):
-    with pytest.raises(e.BundleError, match="not a bundle directory"):
-        Bundle.open(tmp_path / "none")
+    for name in ("none", "x" * 300, "\0"):
+        with pytest.raises(e.BundleError, match="not a bundle directory"):
+            Bundle.open(tmp_path / name)
     with pytest.raises(e.MissingFile, match=r"no manifest\.json"):
         Bundle.open(tmp_path)
 
@@ -198,6 +200,13 @@ def test_any_field_may_hold_anything(demo_bundle, data):
             Bundle(demo_bundle, parsed).locate(entry)
     except e.BundleError:
         pass
+
+
+def test_numbers_too_large_for_a_float(copy):
+    path = copy / "manifest.json"
+    path.write_text(path.read_text().replace('"fmin": 50.0', '"fmin": 1e999'))
+    with pytest.raises(e.ManifestError, match="1e999 is not a JSON number"):
+        Bundle.open(copy)
 
 
 @given(st.binary(max_size=200))

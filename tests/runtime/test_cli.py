@@ -211,3 +211,22 @@ def test_inspect_needs_no_engine_and_speaks_json(run, demo_bundle):
     data = json.loads(run("clapsep-export", "inspect", demo_bundle, "--json").stdout)
     assert data["graphs"]["separator"]["precision"] == "fp32"
     assert "not a bundle" in run("clapsep-export", "inspect", "nowhere", code=2).stderr
+
+
+def test_names_that_no_file_can_have(run, demo_bundle, wav, tmp_path):
+    """pathlib raises for them."""
+    long, mix = "x" * 300, wav()
+    for words in ([long, mix], [demo_bundle, long], [demo_bundle, mix, "--positive-audio", long]):
+        run("clapsep", "separate", *words, "--positive", "rain", "-o", tmp_path / "out.wav", code=2)
+    run("clapsep", "separate", demo_bundle, mix, "--positive", "rain", "-o", tmp_path / f"{long}.wav", code=1)
+    run("clapsep-export", "inspect", long, code=2)
+    run("clapsep-export", "build", tmp_path / "o.clapsep", "--checkpoint", long, code=2)
+
+
+def test_names_that_are_not_text(run, demo_bundle, wav, tmp_path):
+    """A name on disk is bytes; it is printed as they are."""
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav")
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"}
+    done = run("clapsep", "separate", demo_bundle, wav(), "--positive", "rain", "-o", out, env=environment, errors="surrogateescape")
+    assert done.stdout.strip() == out
+    assert os.path.isfile(out)

@@ -1,9 +1,11 @@
+import json
 import logging
 
 import numpy as np
 import pytest
+from clapsep.export.vocabulary import read_tokenizer
 from clapsep.runtime import Query, Separator
-from clapsep.runtime.errors import AudioError, QueryError
+from clapsep.runtime.errors import AudioError, BundleError, CheckpointError, QueryError
 from clapsep.runtime.tokenizer import Tokenizer
 
 
@@ -159,3 +161,16 @@ def test_words_that_the_model_has_never_seen_are_named_once(demo_bundle, caplog)
         separator.condition("a zebra")
         separator.condition("the sound of rain")
     assert [record.getMessage() for record in caplog.records] == ["the model has never seen the words: xylophone, zebra"]
+
+
+def test_a_tokenizer_on_which_the_library_panics(demo_bundle, tmp_path):
+    """A panic in Rust is a BaseException, which no `except Exception` sees."""
+    content = json.loads((demo_bundle / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    merged = "".join(content["model"]["merges"][-1])
+    vocab[""] = vocab.pop(merged)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer\.json"):
+        Tokenizer(tmp_path / "tokenizer.json", 77)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_tokenizer(tmp_path / "tokenizer.json", 1 << 20)
