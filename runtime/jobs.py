@@ -204,11 +204,11 @@ def _line(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> _Fo
             raise InputError(f"{where}: {name} is not a text; put it in quotes")
     if not row.get("input"):
         raise InputError(f"{where} has no input; name an audio file")
-    mixture = folder / row["input"]
+    mixture = folder / _path(where, row["input"])
     if not os.path.isfile(mixture):
         raise InputError(f"{where}: {mixture} is not a file; paths are relative to the job list")
-    place = PurePath(row.get("output") or mixture.name)
-    if place.is_absolute() or ".." in place.parts or not place.name or "\0" in str(place):
+    place = PurePath(_path(where, row.get("output") or mixture.name))
+    if place.is_absolute() or ".." in place.parts or not place.name:
         raise InputError(f"{where}: the output {place} is not below the output directory; give a relative path without ..")
     if row.get("output") and place.suffix.lower() not in FORMATS:
         raise InputError(f"{where}: the output {place} has no known audio extension; use one of: {' '.join(FORMATS)}")
@@ -256,4 +256,15 @@ def _clips(where: str, folder: Path, value: object) -> list[str | Path]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"{where}: examples are given as a path or a list of paths, not {value!r}")
-    return [folder / name for name in names]
+    return [folder / _path(where, name) for name in names]
+
+
+def _path(where: str, text: str) -> str:
+    """A text that can be the name of a file."""
+    try:
+        possible = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise InputError(f"{where} names {text!r}, which no file can be called; correct it")
+    return text

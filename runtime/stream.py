@@ -22,6 +22,8 @@ from .windows import Windower, WindowPlan, WindowState
 if TYPE_CHECKING:
     from .separator import Separator
 
+PIECE = 1 << 18  # samples at the model's rate
+
 
 @dataclass
 class StreamState:
@@ -157,6 +159,13 @@ class Stream:
             self._busy.release()
 
     def _push(self, samples: Float32, *, last: bool) -> Float32:
+        """Long blocks go through in pieces, so that only their results need memory."""
+        size = max(1, PIECE * self.sample_rate // self._separator.family.sample_rate)
+        pieces = [samples[:, i : i + size] for i in range(0, samples.shape[1], size)] or [samples]
+        ready = [self._push_piece(piece, last=last) for piece in pieces]
+        return ready[0] if len(ready) == 1 else np.concatenate(ready, axis=-1)
+
+    def _push_piece(self, samples: Float32, *, last: bool) -> Float32:
         state = self.state
         state.received += samples.shape[1]
         targets = self._windower.push(self._into.push(samples * self._gain, last=last))

@@ -13,7 +13,7 @@ from clapsep.runtime.errors import AudioError, ClapsepError, StreamError
 from .mutators import damage
 from .target import sample_bundle, target
 
-MOST = 120_000  # samples of one input, so that it stays short
+MOST = 4.0  # seconds of one input, so that it stays short
 RATES = (1, 7, 8000, 11025, 16000, 32000, 44100, 48000, 192_000, 1_000_000, 0, -5)
 SECONDS = (0.0, 1e-9, 0.1, 0.25, 1.0, 2.0, 2.5, 1e9, -1.0, float("nan"), float("inf"))
 SIZES = (0, 1, 2, 3, 31, 32, 319, 320, 1000, 4096, 16_000, 65_537)
@@ -32,9 +32,10 @@ def _seeds() -> list[bytes]:
     return [head + b"".join(BLOCK.pack(rng.randrange(len(SIZES)), rng.randrange(1 << 16), 0) for _ in range(8)) for head in heads]
 
 
-def _block(size: int, seed: int, kind: int, channels: int | None) -> object:
+def _block(size: int, seed: int, kind: int, channels: int | None, rate: int) -> object:
     """Mostly sound; sometimes of another shape or type, or not finite, or no array at all."""
-    shape = (SIZES[size % len(SIZES)],) if channels is None else (channels, SIZES[size % len(SIZES)])
+    samples = min(SIZES[size % len(SIZES)], int(MOST * rate))
+    shape = (samples,) if channels is None else (channels, samples)
     x = np.random.default_rng(seed).uniform(-1.5, 1.5, shape)
     strange = {
         1: x.astype(np.float32),
@@ -68,9 +69,8 @@ def stream(data: bytes) -> None:
     )
     ready, refused = 0, 0
     for at in range(HEAD.size, len(data) - BLOCK.size + 1, BLOCK.size):
-        block = _block(*BLOCK.unpack_from(data, at), given)  # pyright: ignore[reportArgumentType]
-        heard = opened.state.received * (given or 1) * max(1, 32_000 // opened.sample_rate)  # pyright: ignore[reportOperatorIssue]
-        if heard > MOST:
+        block = _block(*BLOCK.unpack_from(data, at), given, opened.sample_rate)  # pyright: ignore[reportArgumentType]
+        if opened.state.received * (given or 1) > MOST * opened.sample_rate:  # pyright: ignore[reportOperatorIssue]
             break
         try:
             ready += opened.push(block).shape[-1]  # pyright: ignore[reportArgumentType]

@@ -1,3 +1,4 @@
+import tracemalloc
 from threading import Event, Thread
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_several_queries_and_a_peak_above_1(separator):
     np.testing.assert_array_equal(y, separator.separate_many(x, 32000, ["rain", ("a siren", "rain")]))
     with pytest.raises(StreamError, match="several queries"):
         separator.stream_many(["rain"]).ask("wind")
+
+
+def test_a_block_much_longer_than_a_window_needs_no_more_memory_than_its_results(separator):
+    """20,000 samples of 100 Hz are 200 seconds: 26 MB at the model's rate, if they were resampled at once."""
+    stream = separator.stream("rain", sample_rate=100)
+    tracemalloc.start()
+    try:
+        ready = stream.push(noise(20_000))
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert len(ready) + len(stream.finish()) == 20_000
 
 
 def test_another_query_from_the_next_window_on(live):
