@@ -2,7 +2,7 @@
 
 from .engine import Engine, EngineOptions, TensorSpec
 from .errors import ClapsepError, EngineError, EngineUnavailable
-from .machine import Machine, this_machine
+from .machine import Machine, this_machine, usable_processors
 from .plan import PlanSettings, Target
 from .select import KINDS, engine_class, open_engine
 
@@ -20,4 +20,5 @@ __all__ = [
     "engine_class",
     "open_engine",
     "this_machine",
+    "usable_processors",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 from dataclasses import dataclass
 from functools import cache
@@ -78,3 +79,8 @@ def _gpu(cu: Any, index: int) -> Gpu:
     minor = _value(cu.cuDeviceGetAttribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device))
     name = cu.cuDeviceGetName(256, device)[1].split(b"\0")[0].decode()
     return Gpu(name, f"{major}.{minor}", _value(cu.cuDeviceTotalMem(device)))
+
+
+def usable_processors() -> set[int]:
+    """Logical processors that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

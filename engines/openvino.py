@@ -144,7 +144,7 @@ def _without_telemetry() -> Iterator[None]:
     try:
         yield
     finally:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
 
 
 def _config(hint: str, threads: int | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from .dsp import Float32
 from .errors import AudioError
 
 MAX_CHANNELS = 64
+LOUDEST = 1e12
 HEADROOM = 0.9  # peaks above 1 are brought here before separation, and back after it
 
 
@@ -51,7 +52,14 @@ def check_samples(samples: NDArray[Any], what: str) -> Float32:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
         raise AudioError(f"{what} has {bad} NaN or infinite samples; repair the recording first")
+    check_peak(peak_of(array), what)
     return array
+
+
+def check_peak(peak: float, what: str) -> None:
+    """Raises AudioError if squares of samples would not stay finite."""
+    if peak > LOUDEST:
+        raise AudioError(f"{what} has samples as large as {peak:.3g}, which is no sound; check its format")
 
 
 def to_mono(samples: Float32) -> Float32:

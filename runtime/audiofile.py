@@ -10,14 +10,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
-from .audio import MAX_CHANNELS, check_rate, check_samples, peak_of
+from .audio import MAX_CHANNELS, check_peak, check_rate, check_samples, peak_of
 from .dsp import Float32
 from .errors import AudioError, LimitError, OutputError
-from .outputs import new_file
+from .outputs import new_file, unwritable
 
 log = logging.getLogger(__name__)
 BLOCK = 1 << 16  # samples of all channels
@@ -31,7 +31,7 @@ FORMATS = {
     ".aif": "AIFF",
 }
 WAV_LIMIT = (1 << 32) - 4096  # bytes; what is larger becomes RF64
-WAVS = {"WAV", "WAVEX", "RF64"}
+FLOATS = ("FLOAT", "DOUBLE")
 VORBIS_RATE = 200_000  # Hz
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "DOUBLE": 8}
 
@@ -44,12 +44,14 @@ class Limits:
         bytes: on disk.
         seconds: of a mixture; it is never in memory as a whole.
         samples: of a query's example, over all channels; it is in memory as a whole.
+        example_seconds: of a query's example.
     """
 
     bytes: int = 1 << 36
     channels: int = MAX_CHANNELS
     seconds: float = 86400.0
     samples: int = 1 << 27
+    example_seconds: float = 600.0
 
 
 LIMITS = Limits()
@@ -59,7 +61,7 @@ LIMITS = Limits()
 class AudioFile:
     """A file that was read once from end to end: `frames` samples in each channel, all finite, of magnitude `peak` at most.
 
-    `format` and `subtype` are libsndfile's names.
+    `format` and `subtype` are libsndfile's names; `identity` tells the file from what may come in its place.
     """
 
     path: Path
@@ -69,6 +71,7 @@ class AudioFile:
     format: str
     subtype: str
     peak: float
+    identity: tuple[int, ...]
     complaint: str = ""
 
     @property
@@ -88,8 +91,8 @@ class AudioFile:
                 left -= min(left, len(block))
                 if not left:
                     break
-        if left:
-            raise AudioError(f"{self.path} became shorter while it was read; separate it when it is complete")
+        if left or _identity(self.path) != self.identity:
+            raise AudioError(f"{self.path} was changed while it was read; separate it when it is complete")
 
 
 def scan(path: str | Path, limits: Limits = LIMITS) -> AudioFile:
@@ -102,6 +105,7 @@ def scan(path: str | Path, limits: Limits = LIMITS) -> AudioFile:
     path = Path(path)
     frames, bad, peak = 0, 0, 0.0
     with _opened(path, limits) as file:
+        identity = _identity(path)
         for block in _read(file):
             frames += len(block)
             if frames > limits.seconds * file.samplerate:
@@ -109,13 +113,14 @@ def scan(path: str | Path, limits: Limits = LIMITS) -> AudioFile:
             wrong = block.size - int(np.isfinite(block).sum())
             peak = peak if wrong else max(peak, peak_of(block))
             bad += wrong
-        found = AudioFile(path, frames, file.channels, check_rate(file.samplerate, str(path)), file.format, file.subtype, peak)
-        complaint = _complaint(path, file.frames, frames)
+        rate, complaint = check_rate(file.samplerate, str(path)), _complaint(path, file.frames, frames)
+        found = AudioFile(path, frames, file.channels, rate, file.format, file.subtype, peak, identity, complaint)
     if not frames:
         raise AudioError(f"{path} has no samples; give a file with audio in it")
     if bad:
         raise AudioError(f"{path} has {bad} NaN or infinite samples; repair the recording first")
-    return found if not complaint else AudioFile(**{**vars(found), "complaint": complaint})
+    check_peak(peak, str(path))
+    return found
 
 
 def read_audio(path: str | Path, limits: Limits = LIMITS) -> tuple[Float32, int]:
@@ -128,8 +133,9 @@ def read_audio(path: str | Path, limits: Limits = LIMITS) -> tuple[Float32, int]
     with _opened(Path(path), limits) as file:
         for block in _read(file):
             size += block.size
-            if size > limits.samples:
-                raise LimitError(f"{path} has more than {limits.samples} samples; an example of a few seconds is enough")
+            if size > limits.samples or size > limits.example_seconds * file.samplerate * file.channels:
+                most = f"{limits.example_seconds:g} s or {limits.samples} samples"
+                raise LimitError(f"{path} has more than {most}; an example of a few seconds is enough")
             blocks.append(block.T)
         samples = np.concatenate(blocks, axis=1) if blocks else np.zeros((1, 0), np.float32)
         return check_samples(samples, str(path)), check_rate(file.samplerate, str(path))
@@ -165,6 +171,14 @@ def _opened(path: Path, limits: Limits = LIMITS) -> Iterator[Any]:
         raise AudioError(f"{path} cannot be read as audio ({_reason(error)}); give a WAV, FLAC, OGG, Opus or MP3 file") from error
 
 
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _read(file: Any) -> Iterator[Float32]:
     """All samples of an open file in blocks [n, channels]; the length in a header may be a lie."""
     frames = max(1, BLOCK // file.channels)
@@ -197,72 +211,121 @@ def output_format(path: Path, like: AudioFile) -> tuple[str, str]:
         return kind, "OPUS"
     available = sf.available_subtypes(kind)
     finest = "PCM_24" if "PCM_24" in available else str(sf.default_subtype(kind))  # never fewer bits than the input without need
-    kept = like.subtype in available and (like.format == kind or like.subtype.startswith("PCM") or {kind, like.format} <= WAVS)
+    kept = like.subtype in available and (like.format == kind or like.subtype.startswith("PCM") or like.subtype in FLOATS)
     subtype = like.subtype if kept else finest
     large = like.frames * like.channels * BYTES.get(subtype, 4) > WAV_LIMIT
+    if large and kind == "AIFF":
+        raise OutputError(f"{path} would be larger than AIFF can be ({WAV_LIMIT} bytes); use .wav")
     return ("RF64" if kind == "WAV" and large else kind), subtype
 
 
-class AudioSink:
-    """Samples on their way into an audio file. They lie on disk as float32 until their peak is known."""
+class _Target:
+    """A file for libsndfile, which says nothing of what goes wrong when it closes: it is kept here."""
 
-    def __init__(self, path: Path, encoded: Any, spool: IO[bytes]) -> None:
-        self.path, self.lowered, self.peak = path, 0.0, 0.0  # lowered: by so many dB
-        self._encoded, self._spool = encoded, spool
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._at = file.fileno(), 0
+        self.error: OSError | None = None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, os.fstat(self._file).st_size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        data = os.pread(self._file, size, self._at)
+        self._at += len(data)
+        return data
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            while left and self.error is None:
+                done = os.pwrite(self._file, left, self._at)
+                left, self._at = left[done:], self._at + done
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+
+class AudioSink:
+    """Samples on their way into an audio file. They lie on disk as float32 until their peak is known.
+
+    Attributes:
+        peak: largest magnitude so far.
+        lowered: by how many dB, to be held by integers.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, encoded: Any, target: _Target, spool: IO[bytes]) -> None:
+        self.path, self.lowered, self.peak = path, 0.0, 0.0
+        self._file, self._encoded, self._target, self._spool = file, encoded, target, spool
 
     def write(self, samples: Float32) -> None:
         """The next samples [channels, n], n ≥ 0."""
         if samples.size:
             self.peak = max(self.peak, peak_of(samples))
-            self._spool.write(np.ascontiguousarray(samples.T).data)
+            with self._writing():
+                self._spool.write(np.ascontiguousarray(samples.T).data)
 
-    def encode(self) -> None:
-        """All samples are there; called once more it does nothing. The file is lowered if integers could not hold it; that is logged."""
-        if self._encoded.closed:
-            return
+    def encode(self) -> tuple[int, int]:
+        """All samples are there: put the whole file on disk; returns its size in bytes and its time in ns, which it keeps.
+
+        The file is lowered if integers could not hold it; that is logged.
+
+        Raises:
+            OutputError: the disk is full.
+        """
         gain = np.float32(1.0)
-        if self.peak > 1 and self._encoded.subtype not in ("FLOAT", "DOUBLE"):
+        if self.peak > 1 and self._encoded.subtype not in FLOATS:
             gain, self.lowered = np.float32(1 / self.peak), float(20 * np.log10(self.peak))
-            kind = self._encoded.subtype
-            why = f"because {kind} cannot hold its peak; write a float .wav to keep the level"
+            why = f"because {self._encoded.subtype} cannot hold its peak; write a float .wav to keep the level"
             log.warning("%s: lowered by %.2f dB %s", self.path, self.lowered, why)
-        self._spool.seek(0)
+        with self._writing():
+            self._spool.seek(0)
+            for block in self._blocks():
+                self._encoded.write(np.clip(block * gain, -1, 1) if self.lowered else block)
+            self._encoded.close()
+            if self._target.error is not None:
+                raise self._target.error
+            os.fsync(self._file.fileno())
+            status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def _blocks(self) -> Iterator[Float32]:
+        """[n, channels]"""
         channels = self._encoded.channels
         while data := self._spool.read(BLOCK // channels * channels * 4):
-            block = np.frombuffer(data, np.float32).reshape(-1, channels)
-            self._encode(np.clip(block * gain, -1, 1) if self.lowered else block)
-        self._encode(None)
+            yield np.frombuffer(data, np.float32).reshape(-1, channels)
 
-    def _encode(self, block: Float32 | None) -> None:
-        """A block, or the end."""
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         import soundfile as sf
 
         try:
-            self._encoded.close() if block is None else self._encoded.write(block)
-        except (sf.LibsndfileError, AssertionError) as error:  # libsndfile does not say that the disk is full
-            raise OutputError(f"{self.path} cannot be written ({_reason(error)}); free some space or choose another place") from error
+            yield
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        except (sf.LibsndfileError, AssertionError) as error:
+            raise OutputError(f"{self.path} cannot be written ({_reason(error)}); write a .wav") from error
 
 
 @contextlib.contextmanager
 def new_audio(path: Path, sample_rate: int, channels: int, kind: str, subtype: str, *, force: bool = False) -> Iterator[AudioSink]:
-    """An audio file that takes its name after the block.
+    """An audio file that takes its name after the block, in which `encode` must have been called.
 
     Raises:
         OutputExists: `path` exists and `force` is not set.
         OutputError: the format cannot hold this, or the disk is full, or the place is not writable.
     """
-    with (
-        new_file(path, force=force) as file,
-        tempfile.TemporaryFile(dir=path.parent) as spool,
-        contextlib.closing(_encoder(file, path, sample_rate, channels, kind, subtype)) as encoded,
-    ):
-        sink = AudioSink(path, encoded, spool)
-        yield sink
-        sink.encode()
+    with new_file(path, force=force) as file, tempfile.TemporaryFile(dir=path.parent) as spool:
+        target = _Target(file)
+        with contextlib.closing(_encoder(target, path, sample_rate, channels, kind, subtype)) as encoded:
+            yield AudioSink(path, file, encoded, target, spool)
 
 
-def _encoder(file: BinaryIO, path: Path, sample_rate: int, channels: int, kind: str, subtype: str) -> Any:
-    """A soundfile.SoundFile that writes into `file`."""
+def _encoder(target: _Target, path: Path, sample_rate: int, channels: int, kind: str, subtype: str) -> Any:
+    """A soundfile.SoundFile that writes into `target`."""
     import soundfile as sf
 
     detail = f"{channels} channels at {sample_rate} Hz as {kind}/{subtype}"
@@ -270,7 +333,7 @@ def _encoder(file: BinaryIO, path: Path, sample_rate: int, channels: int, kind: 
         raise OutputError(f"{path} cannot hold {detail} (Vorbis ends at {VORBIS_RATE} Hz); use .wav")
     try:
         sf.write(io.BytesIO(), np.zeros((1, channels), np.float32), sample_rate, subtype, format=kind)  # FLAC says no at the first sample
-        return sf.SoundFile(file.fileno(), "w", sample_rate, channels, subtype, format=kind, closefd=False)
+        return sf.SoundFile(cast(BinaryIO, target), "w", sample_rate, channels, subtype, format=kind)
     except (sf.LibsndfileError, RuntimeError, ValueError, TypeError) as error:
         raise OutputError(f"{path} cannot hold {detail} ({_reason(error)}); use .wav") from error
 

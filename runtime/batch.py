@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from .jobs import Job, Question
 from .log import Log, fingerprint
 from .outputs import remove_leftovers
 from .separator import Separator
-from .workers import Report, Work, run_here, run_in_processes
+from .workers import Outcome, Report, Work, run_here, run_in_processes
 
 SETTINGS = ("engine", "device", "precision", "normalize", "crop", "overlap", "hop", "route")  # that decide what outputs hold
+
+WITHOUT_RESUME = "already; choose another name, or pass --force, or --resume to go on with an earlier run"
 
 
 @dataclass
@@ -36,6 +39,15 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Task:
+    """A job that is to be run: its fingerprint, and whether it may replace outputs that are there."""
+
+    job: Job
+    mark: str
+    force: bool
+
+
+@dataclass(frozen=True)
 class Batch:
     """A run over jobs.
 
@@ -46,7 +58,7 @@ class Batch:
         workers: processes with engines of their own; 1 works in this process.
         force: replace outputs that are there.
         log: where to write what happens, or None.
-        resume: leave out what the log says an earlier run finished.
+        resume: leave out what the log says an earlier run made, and replace what of a job it made in part.
     """
 
     separator: Mapping[str, Any]
@@ -54,64 +66,69 @@ class Batch:
     common: Sequence[Question] = ()
     workers: int = 1
     force: bool = False
-    log: Path | None = None
+    log: Log | None = None
     resume: bool = False
 
-    def left(self) -> list[Job]:
-        """The jobs that are to be run.
+    def tasks(self) -> list[Task]:
+        """What is left to do.
 
         Raises:
             OutputExists: an output is there that is not this run's, and `force` is not set.
         """
-        record = Log(self.log) if self.log and self.resume else None
-        left = [job for job in self.jobs if not (record and record.finished(job, self._mark(job)))]
-        taken = next((output for job in left for output in job.outputs if os.path.exists(output)), None)
-        if taken and not self.force:
-            if self.resume:
-                raise OutputExists(
-                    f"{taken} exists and is not what this run would make; pass --force to replace it, or choose another output"
-                )
-            raise OutputExists(f"{taken} exists; choose another name, or pass --force, or --resume to go on with an earlier run")
-        return left
+        bundle = sha256_of(Path(self.separator["bundle"]) / MANIFEST)
+        settings = {"bundle": bundle, **{name: self.separator.get(name) for name in SETTINGS}}
+        tasks = (self._task(job, fingerprint(job, settings)) for job in self.jobs)
+        return [task for task in tasks if task is not None]
 
-    def run(self, left: Sequence[Job], report: Report, finished: Callable[[Job], object]) -> Summary:
-        """Run the jobs that are `left`; a failure stops only its own.
+    def _task(self, job: Job, mark: str) -> Task | None:
+        made = self.log.made(job, mark) if self.log and self.resume else []
+        if len(made) == len(job.outputs):
+            return None
+        foreign = [path for path in job.outputs if os.path.lexists(path) and path not in made]
+        if foreign and not self.force:
+            hint = "and is not what this run would make; pass --force to replace it, or choose another output"
+            raise OutputExists(f"{foreign[0]} exists {hint if self.resume else WITHOUT_RESUME}")
+        return Task(job, mark, self.force or bool(made))
+
+    def run(self, tasks: Sequence[Task], report: Report, finished: Callable[[Job], object]) -> Summary:
+        """Run the tasks; a failure stops only its own.
 
         Args:
             report: is told how many seconds of audio have been read since its last call.
             finished: is told of each job that ended well.
 
         Raises:
+            InputError: another run writes to the same log.
             OutputError: a folder or the log cannot be written.
             ClapsepError: nothing can be run: the bundle does not open, the engine cannot run here, a common question is bad.
         """
-        for folder in sorted({output.parent for job in left for output in job.outputs}):
+        for folder in sorted({output.parent for job in self.jobs for output in job.outputs}):
             _prepare(folder)
-        record = Log(self.log) if self.log else None
-        open_work = partial(_open_work, dict(self.separator), tuple(self.common), self.force)
-        workers, summary = min(self.workers, len(left)), Summary(skipped=len(self.jobs) - len(left))
-        run = run_here(open_work, left, report) if workers < 2 else run_in_processes(open_work, left, report, workers)
-        marks: dict[tuple[Path, ...], str] = {}  # of the mixtures as they were when their jobs began
-        for outcome in run:
-            job, result, error = outcome.item, outcome.result, outcome.error
-            if outcome.begun and record:
-                marks[job.outputs] = self._mark(job)
-                fresh = not any(os.path.exists(output) for output in job.outputs)
-                record.add(job, "started", fresh=fresh, fingerprint=marks[job.outputs])
-            if result:
-                summary.done.append(result)
-                if record:
-                    record.add(job, "done", fingerprint=marks.pop(job.outputs), **vars(result), rtf=result.rtf)
-                finished(job)
-            if error:
-                summary.failed.append((job, error))
-                if record:
-                    record.add(job, "failed", error=type(error).__name__, message=str(error))
+        open_work = partial(_open_work, dict(self.separator), tuple(self.common), None if self.log is None else self.log.path)
+        workers, summary = min(self.workers, len(tasks)), Summary(skipped=len(self.jobs) - len(tasks))
+        with contextlib.ExitStack() as stack:
+            if self.log:
+                stack.enter_context(self.log.alone())
+            run = run_here(open_work, tasks, report) if workers < 2 else run_in_processes(open_work, tasks, report, workers)
+            for outcome in stack.enter_context(contextlib.closing(run)):
+                self._note(outcome, summary, finished)
         return summary
 
-    def _mark(self, job: Job) -> str:
-        bundle = sha256_of(Path(self.separator["bundle"]) / MANIFEST)
-        return fingerprint(job, {"bundle": bundle, **{name: self.separator.get(name) for name in SETTINGS}})
+    def _note(self, outcome: Outcome[Task, Separated], summary: Summary, finished: Callable[[Job], object]) -> None:
+        job, result, error = outcome.item.job, outcome.result, outcome.error
+        if outcome.begun:
+            self._log(job, "started")
+        if result:
+            summary.done.append(result)
+            self._log(job, "done", **vars(result), rtf=result.rtf)
+            finished(job)
+        if error:
+            summary.failed.append((job, error))
+            self._log(job, "failed", error=type(error).__name__, message=str(error))
+
+    def _log(self, job: Job, status: str, **details: Any) -> None:
+        if self.log:
+            self.log.add(job, status, **details)
 
 
 def _prepare(folder: Path) -> None:
@@ -123,14 +140,21 @@ def _prepare(folder: Path) -> None:
     remove_leftovers(folder)
 
 
-def _open_work(arguments: Mapping[str, Any], common: Sequence[Question], force: bool) -> Work[Job, Separated]:
+def _open_work(arguments: Mapping[str, Any], common: Sequence[Question], log: Path | None) -> Work[Task, Separated]:
     """Open the bundle and make sure of the common questions; what comes back separates a job's mixture."""
     separator = Separator(**arguments)
     for question in common:
         separator.condition(*question)
+    record = None if log is None else Log(log, read=False)
 
-    def work(job: Job, report: Report) -> Separated:
+    def work(task: Task, report: Report) -> Separated:
+        def publish(files: dict[Path, tuple[int, int]]) -> None:
+            report(0.0)  # if nobody hears it, nobody wants the outputs
+            if record:
+                record.add_made(task.job, task.mark, files)
+
+        job = task.job
         conditions = [separator.condition(*question) for question in job.asked.questions]
-        return separate_file(separator, job.mixture, job.outputs, conditions, force=force, progress=report)
+        return separate_file(separator, job.mixture, job.outputs, conditions, force=task.force, progress=report, publish=publish)
 
     return work

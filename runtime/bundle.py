@@ -60,7 +60,11 @@ class Bundle:
         """Path of a listed file after its content has been checked against the manifest (once per Bundle)."""
         path = self.locate(entry)
         if entry.file not in self._verified:
-            if sha256_of(path) != entry.sha256:
+            try:
+                found = sha256_of(path)
+            except OSError as error:
+                raise BundleError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+            if found != entry.sha256:
                 raise HashMismatch(f"{path} is not the file that the manifest describes (SHA-256 differs); build or copy the bundle again")
             self._verified.add(entry.file)
         return path

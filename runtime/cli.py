@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..engines import usable_processors
 from .audio import MAX_CHANNELS
 from .audiofile import LIMITS, Limits, duration
 from .batch import Batch, Summary
@@ -20,6 +20,7 @@ from .commands import Command, debug_option
 from .errors import InputError
 from .jobs import Asked, check_name, into_folder, plan_jobs
 from .log import NAME as LOG
+from .log import Log
 from .options import EXISTING, engine_options, open_separator, query_options, window_options, windowing
 from .query import Query
 
@@ -109,7 +110,7 @@ def separate(
         raise InputError("--target was given with --positive or --positive-audio; name that one too, or leave the others out")
     named = {name: Query(text) for name, text in targets.items()}
     asked = Asked(named or {"": Query(positive, positive_audio, alpha)}, Query(negative, negative_audio, alpha))
-    limits = Limits(max_bytes, max_channels, max_seconds)
+    limits = Limits(bytes=max_bytes, channels=max_channels, seconds=max_seconds)
     arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing(preset, hop, overlap), **options}
     batch = _batch(arguments, inputs, output, asked, jobs, force, log_file, resume)
     open_separator(**arguments)  # before anything else is touched; a worker opens its own
@@ -137,15 +138,16 @@ def _batch(
     if resume and log_file is None:
         raise InputError("--resume needs the log of the run before; give a directory with -o, or --log")
     common = asked.questions if any(job.asked is asked for job in jobs) else ()
+    workers = min(workers, len(jobs))
     if workers > 1 and arguments["threads"] is None:
-        arguments["threads"] = max(1, len(os.sched_getaffinity(0)) // workers)
-    return Batch(arguments, jobs, common, workers, force, log_file, resume)
+        arguments["threads"] = max(1, len(usable_processors()) // workers)
+    return Batch(arguments, jobs, common, workers, force, None if log_file is None else Log(log_file), resume)
 
 
 def _run(batch: Batch) -> Summary:
     """Run it under a progress bar, and say what became of it."""
-    left = batch.left()
-    total, begin = sum(duration(job.mixture) for job in left), time.perf_counter()
+    tasks = batch.tasks()
+    total, begin = sum(duration(task.job.mixture) for task in tasks), time.perf_counter()
     with click.progressbar(length=max(1, round(1000 * total)), label="separating", file=sys.stderr, item_show_func=_rtf) as bar:
         done = 0.0
 
@@ -155,7 +157,7 @@ def _run(batch: Batch) -> Summary:
             bar.update(round(1000 * done) - bar.pos, (time.perf_counter() - begin) / done)
 
         try:
-            summary = batch.run(left, report, lambda job: click.echo("\n".join(map(str, job.outputs))))
+            summary = batch.run(tasks, report, lambda job: click.echo("\n".join(map(str, job.outputs))))
         except KeyboardInterrupt:
             if batch.log:
                 click.echo("\n--resume goes on from here", err=True)

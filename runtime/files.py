@@ -15,6 +15,7 @@ from .separator import Separator
 from .stream import Stream
 
 log = logging.getLogger(__name__)
+Publish = Callable[[dict[Path, tuple[int, int]]], object]
 Progress = Callable[[float], object]  # seconds of the mixture that have been read since the last call
 
 
@@ -46,11 +47,13 @@ def separate_file(
     *,
     force: bool = False,
     progress: Progress | None = None,
+    publish: Publish | None = None,
 ) -> Separated:
     """Separate the file `mixture` into one file for each condition; each appears whole or not at all.
 
     The mixture is read twice: once to know its peak and that it is sound, once to separate it. Rate, length and channels stay as they are;
-    the format follows the output's extension, the subtype the mixture where the format has it.
+    the format follows the output's extension, the subtype the mixture where the format has it. `publish` is called when all outputs are on
+    disk, just before they get their names, with the size in bytes and the time in ns that each has; what it raises discards them.
 
     Raises:
         AudioError: the mixture cannot be read.
@@ -66,8 +69,9 @@ def separate_file(
     with ExitStack() as stack:
         sinks = [stack.enter_context(_sink(path, source, force)) for path in outputs]
         _run(stream, source, sinks, progress)
-        for sink in sinks:
-            sink.encode()
+        written = {sink.path: sink.encode() for sink in sinks}
+        if publish:
+            publish(written)
     notes = [source.complaint, *(f"{sink.path}: lowered by {sink.lowered:.2f} dB" for sink in sinks if sink.lowered)]
     return Separated(source.seconds, time.perf_counter() - begin, tuple(filter(None, notes)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 from collections import Counter
@@ -138,13 +139,27 @@ def _find(text: str, output: Path, asked: Asked) -> Iterable[_Found]:
         raise InputError(
             f"{text} is not a file; check the path" if not glob.has_magic(text) else f"{text} matches no file; check the pattern"
         )
-    return [_Found(file, PurePath(file.name), asked) for file in files]
+    results, root = output.resolve(), _fixed_part(text)
+    mixtures = [file for file in files if not file.resolve().is_relative_to(results)]
+    return [_Found(file, PurePath(os.path.relpath(file, root)), asked) for file in mixtures]
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folder below which a pattern begins to be one; results keep the structure below it."""
+    parts = Path(pattern).parts
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
 
 
 def _in_folder(folder: Path, output: Path, asked: Asked) -> list[_Found]:
     """Audio files by their extensions; neither hidden ones nor those in the output folder."""
     results, files = output.resolve(), []
-    for place, folders, names in os.walk(folder):
+    if results == folder.resolve():
+        raise InputError(f"{output} holds the mixtures; choose another directory for the results")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}); leave it out, or change its permissions") from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and (Path(place) / name).resolve() != results)
         files += [Path(place, name) for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in FORMATS]
     if not files:
@@ -217,9 +232,11 @@ def _line(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> _Fo
 
 def _asked(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> Asked:
     """What the line asks, or what is asked of all mixtures if it asks nothing."""
-    if not set(row) & {"positive", "negative", "positive_audio", "negative_audio", "targets"}:
-        return asked
     alpha = _number(where, row.get("alpha", asked.negative.alpha))
+    if not set(row) & {"positive", "negative", "positive_audio", "negative_audio", "targets"}:
+        if "alpha" in row:
+            raise InputError(f"{where} gives an alpha and no query; give both or neither")
+        return asked
     clips = {name: _clips(where, folder, row.get(name, [])) for name in ("positive_audio", "negative_audio")}
     negative = Query(row.get("negative"), clips["negative_audio"], alpha)
     targets = row.get("targets")
@@ -245,7 +262,7 @@ def check_name(where: str, name: str, text: object) -> str:
 def _number(where: str, value: object) -> float:
     try:
         number = float(value)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: alpha is {value!r}; give a number from 0 to 1") from error
     if not 0 <= number <= 1:
         raise InputError(f"{where}: alpha is {value!r}; give a number from 0 to 1")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from .query import Query
 
 NAME = "clapsep.jsonl"
 LIMIT = 1 << 30  # bytes
-Record = dict[str, Any]
 
 
 def fingerprint(job: Job, settings: Mapping[str, Any]) -> str:
@@ -32,50 +33,87 @@ def _query(query: Query) -> list[Any]:
 
 def _file(path: Path) -> list[Any]:
     """Enough to notice that a file has been changed."""
+    return [os.path.abspath(path), *(identity(path) or (None, None))]
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Size in bytes and time in ns of a file; None if it is not there."""
     try:
         status = path.stat()
     except OSError:
-        return [str(path.absolute()), None, None]
-    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 class Log:
-    """A file of records, each with the outputs that it speaks of. Torn or foreign lines are passed over.
+    """A file of records, each of which speaks of one job and its outputs. Torn lines are passed over.
+
+    Before a job's outputs get their names, a record `made` says how large they are and when they were written; so a later run can tell
+    them from all others, whatever happened in between.
 
     Raises:
-        InputError: the file cannot be read.
-        OutputError: it cannot be written.
+        InputError: the file cannot be read, or is no log.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read: bool = True) -> None:
         self.path = path
-        self._last: dict[str, Record] = {}
-        if path.exists():
+        self._made: dict[str, tuple[str, list[int]]] = {}  # fingerprint, size and time of each output that was made
+        if read and os.path.lexists(path):
             self._read()
 
     def _read(self) -> None:
+        known, size = 0, 0
         try:
             if self.path.stat().st_size > LIMIT:
                 raise InputError(f"{self.path} is larger than {LIMIT >> 30} GiB, so it is no log of ours; move it away")
             with self.path.open("rb") as file:
                 for line in file:
-                    self._remember(line)
+                    size += len(line.strip())
+                    known += self._remember(line)
         except OSError as error:
             raise InputError(f"{self.path} cannot be read ({error.strerror}); move it away, or choose another with --log") from error
+        if size and not known:
+            raise InputError(f"{self.path} is no log of an earlier run; move it away, or choose another with --log")
 
-    def _remember(self, line: bytes) -> None:
+    def _remember(self, line: bytes) -> bool:
+        """Whether the line is a record of ours."""
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):  # a run was killed while it wrote this
-            return
-        if isinstance(record, dict) and isinstance(record.get("outputs"), list):
-            for output in record["outputs"]:
-                self._last[str(output)] = record
+            return False
+        if not isinstance(record, dict) or not isinstance(record.get("status"), str) or not isinstance(record.get("files"), dict | None):
+            return False
+        for output, status in (record.get("files") or {}).items():
+            self._made[output] = (str(record.get("fingerprint")), status)
+        return True
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other run writes here meanwhile.
+
+        Raises:
+            InputError: one does.
+            OutputError: the file cannot be written.
+        """
+        try:
+            file = self.path.open("ab")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"another run is writing to {self.path}; wait for it, or choose another directory") from error
+            yield
 
     def add(self, job: Job, status: str, **details: Any) -> None:
-        """A line about a job, in one piece, on disk as far as the operating system is concerned."""
+        """A line about a job, in one piece; several processes may do this.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        record = {"time": now, "status": status, "input": str(job.mixture), "outputs": _names(job), **details}
+        record = {"time": now, "status": status, "input": str(job.mixture), "outputs": [str(path) for path in job.outputs], **details}
         line = json.dumps(record).encode() + b"\n"
         try:
             file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -86,21 +124,15 @@ class Log:
             finally:
                 os.close(file)
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be written ({error.strerror}); choose another log with --log") from error
-        self._remember(line)
+            raise self._unwritable(error) from error
 
-    def finished(self, job: Job, mark: str) -> bool:
-        """Whether the outputs that are there are those of this job: it ended well, or it began when they were not there yet.
+    def add_made(self, job: Job, mark: str, files: Mapping[Path, tuple[int, int]]) -> None:
+        """That these outputs, with their sizes and times, are about to get their names."""
+        self.add(job, "made", fingerprint=mark, files={os.path.abspath(path): status for path, status in files.items()})
 
-        Outputs appear whole or not at all, so of a run that was killed either all are there or some are missing.
-        """
-        if not all(output.is_file() for output in job.outputs):
-            return False
-        records = [self._last.get(name, {}) for name in _names(job)]
-        return all(
-            record.get("fingerprint") == mark and (record.get("status") == "done" or record.get("fresh") is True) for record in records
-        )
+    def made(self, job: Job, mark: str) -> list[Path]:
+        """Those of the job's outputs that are there and were made for it."""
+        return [path for path in job.outputs if self._made.get(os.path.abspath(path)) == (mark, list(identity(path) or ()))]
 
-
-def _names(job: Job) -> list[str]:
-    return [str(output.absolute()) for output in job.outputs]
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.path} cannot be written ({error.strerror}); choose another log with --log")

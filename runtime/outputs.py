@@ -16,7 +16,8 @@ from typing import BinaryIO
 from .errors import OutputError, OutputExists
 
 log = logging.getLogger(__name__)
-LEFTOVER = re.compile(r"\..*\.[0-9a-f]{8}\.clapsep-part")
+LEFTOVER = re.compile(r"\.[0-9a-f]{16}\.clapsep-part")
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextlib.contextmanager
@@ -29,22 +30,47 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
         OutputExists: `path` exists, or came into being meanwhile, and `force` is not set.
         OutputError: the place is not writable, or full.
     """
-    if os.path.exists(path) and not force:
+    if os.path.lexists(path) and not force:
         raise OutputExists(f"{path} exists; choose another name or pass --force")
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.clapsep-part")
-    try:
-        with temporary.open("x+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with _temporary(path) as (file, temporary):
+        try:
             yield file
+        except OSError as error:
+            raise unwritable(path, error) if error.errno in NO_ROOM else error from error
+        try:
             file.flush()
             os.fsync(file.fileno())
             _give_name(temporary, path, force)
-    except FileExistsError as error:
-        raise OutputExists(f"{path} exists; choose another name or pass --force") from error
+        except FileExistsError as error:
+            raise OutputExists(f"{path} exists; choose another name or pass --force") from error
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """What is said when the operating system does not write a file."""
+    return OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place or free some space")
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A locked file beside `path`, which is gone afterwards under its own name."""
+    temporary = path
+    try:
+        while True:
+            temporary = path.with_name(f".{secrets.token_hex(8)}.clapsep-part")
+            file = temporary.open("x+b")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:  # nobody took it for a leftover before it was locked
+                break
+            file.close()
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place or free some space") from error
+        raise unwritable(path, error) from error
+    try:
+        with file:
+            yield file, temporary
     finally:
-        with contextlib.suppress(OSError):  # what could not be made cannot be removed
+        with contextlib.suppress(OSError):
             temporary.unlink()
 
 
@@ -57,6 +83,8 @@ def _give_name(temporary: Path, path: Path, force: bool) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
             raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "it exists") from error
     os.replace(temporary, path)
 
 

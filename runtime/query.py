@@ -19,7 +19,7 @@ from .audio import check_rate, check_samples, to_mono
 from .audiofile import LIMITS, Limits, read_audio
 from .cache import Cache
 from .dsp import Float32
-from .errors import QueryError
+from .errors import LimitError, QueryError
 from .family import Family
 from .tokenizer import Tokenizer
 
@@ -149,6 +149,8 @@ class QueryEncoder:
             if not (isinstance(clip, tuple) and len(clip) == 2):
                 raise QueryError(f"a clip is a path or (samples, sample rate), not {type(clip).__name__}")
             samples, rate = check_samples(clip[0], "an audio query"), check_rate(clip[1], "an audio query")
+            if samples.shape[-1] > self._limits.example_seconds * rate:
+                raise LimitError(f"an audio query is longer than {self._limits.example_seconds:g} s; a few seconds are enough")
         mono = np.ascontiguousarray(to_mono(samples))
         key = f"audio:{rate}:{hashlib.sha256(mono.tobytes()).hexdigest()}"
         return self._cache.get(key, lambda: self._encode_audio(mono, rate))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import Engine, EngineOptions, engine_class, open_engine, this_machine
+from ..engines import Engine, EngineOptions, engine_class, open_engine, this_machine, usable_processors
 from .audio import check_rate, check_samples, peak_of
 from .audiofile import LIMITS, Limits
 from .bundle import Bundle
@@ -137,7 +136,7 @@ class Separator:
         self.engine = Engines(self.bundle, self.choice, self._open_file)
         self._routes = {name: ROUTES[name](self.family, self.engine) for name in {self.choice.one, self.choice.several}}
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
-        self._slots = BoundedSemaphore(concurrency or (GPU_CALLERS if on_gpu else len(os.sched_getaffinity(0))))
+        self._slots = BoundedSemaphore(concurrency or (GPU_CALLERS if on_gpu else len(usable_processors())))
         self.batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
         words = self.bundle.manifest.query.get("words")
         self._queries = QueryEncoder(

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import MAX_CHANNELS, check_rate, check_samples, headroom_gain
+from .audio import LOUDEST, MAX_CHANNELS, check_rate, check_samples, headroom_gain
 from .dsp import Float32
 from .errors import AudioError, StreamError
 from .query import Query
@@ -69,9 +70,9 @@ class Stream:
         single: bool = True,
         batch: int = 1,
     ) -> None:
-        if channels is not None and not (type(channels) is int and 0 < channels <= MAX_CHANNELS):
+        if channels is not None and not (isinstance(channels, Integral) and 0 < channels <= MAX_CHANNELS):
             raise AudioError(f"the stream has {channels!r} channels; give None for mono or a number from 1 to {MAX_CHANNELS}")
-        if not isinstance(peak, float | int) or not 0 <= peak < float("inf"):
+        if not isinstance(peak, Real) or not 0 <= peak <= LOUDEST:
             raise AudioError(f"a peak of {peak!r} was announced; give the largest magnitude that will come, such as 1")
         rate, rows = separator.family.sample_rate, channels or 1
         self.sample_rate = rate if sample_rate is None else check_rate(sample_rate, "the stream")
@@ -110,9 +111,7 @@ class Stream:
             StreamError, EngineError: as for `push`.
         """
         nothing = np.zeros((self._channels or 1, 0), np.float32)
-        rest = self._guarded(lambda: self._push(nothing, last=True))
-        self.state.closed = "it is finished"
-        return rest
+        return self._guarded(lambda: self._push(nothing, last=True), "it is finished")
 
     def ask(self, positive: Query | str | None = None, negative: Query | str | None = None, *, condition: Float32 | None = None) -> None:
         """Ask for something else from the next window on, at most one hop later; the old result fades into the new one.
@@ -130,7 +129,11 @@ class Stream:
 
     def _checked(self, block: NDArray[Any]) -> Float32:
         """[channels, n]"""
-        array, channels = np.asarray(block), self._channels
+        channels = self._channels
+        try:
+            array = np.asarray(block)
+        except ValueError as error:
+            raise AudioError(f"a block is no array of samples ({error}); push [n] or [channels, n]") from error
         wanted = "[n]" if channels is None else f"[{channels}, n]"
         if array.ndim != (1 if channels is None else 2) or (channels is not None and array.shape[0] != channels):
             raise AudioError(f"a block of shape {list(array.shape)} was pushed; this stream takes {wanted}")
@@ -138,11 +141,13 @@ class Stream:
             return np.zeros((channels or 1, 0), np.float32)
         return np.atleast_2d(check_samples(array, "a block"))
 
-    def _guarded(self, work: Callable[[], Float32]) -> Float32:
+    def _guarded(self, work: Callable[[], Float32], closed: str = "") -> Float32:
         """A stream that was interrupted or failed within a window has lost its place, so it ends."""
         with self._alone():
             try:
-                return work()
+                ready = work()
+                self.state.closed = closed
+                return ready
             except BaseException as error:
                 self.state.closed = f"it failed ({error or type(error).__name__})"
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 
@@ -48,14 +49,15 @@ class WindowPlan:
             QueryError: not numbers, or hop and overlap are longer than the window, or the overlap than half of it.
         """
         limit = window / sample_rate
-        if not isinstance(overlap, float | int) or not 0 <= overlap <= limit / 2:
+        if not isinstance(overlap, Real) or not 0 <= overlap <= limit / 2:
             raise QueryError(f"an overlap of {overlap} s does not fit the model's window; give 0 to {limit / 2:g} s")
-        shared = round(overlap * sample_rate)
+        shared = round(float(overlap) * sample_rate)
+        longest = window - shared
         if hop is None:
-            return cls(window, window - shared, shared)
-        if not isinstance(hop, float | int) or not 1 / sample_rate <= hop <= limit - overlap:
-            raise QueryError(f"a hop of {hop} s does not fit the model's window; with this overlap give up to {limit - overlap:g} s")
-        return cls(window, min(round(hop * sample_rate), window - shared), shared)
+            return cls(window, longest, shared)
+        if not isinstance(hop, Real) or not 1 / sample_rate <= hop < (longest + 0.5) / sample_rate:
+            raise QueryError(f"a hop of {hop} s does not fit the model's window; with this overlap give up to {longest / sample_rate:g} s")
+        return cls(window, min(round(float(hop) * sample_rate), longest), shared)
 
     @property
     def discard(self) -> int:
@@ -132,8 +134,8 @@ class Windower:
     def finish(self) -> Float32:
         """No more samples → all results that are left."""
         state = self.state
-        ends = self.plan.first + (state.windows - 1) * self.plan.hop if state.windows else 0
-        if state.received > ends:  # something came after the last window
+        heard = self.plan.first + (state.windows - 1) * self.plan.hop if state.windows else 0  # where the last window ended
+        if state.received > heard:
             self._cut(state.received)
         ready = [*self._run(1), state.tail]
         state.emitted += state.tail.shape[2]

@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -31,7 +31,10 @@ class Outcome(Generic[Item, Result]):
     begun: bool = False
 
 
-def run_here(open_work: Callable[[], Work[Item, Result]], items: Sequence[Item], report: Report) -> Iterator[Outcome[Item, Result]]:
+Outcomes = Generator[Outcome[Item, Result], None, None]
+
+
+def run_here(open_work: Callable[[], Work[Item, Result]], items: Sequence[Item], report: Report) -> Outcomes[Item, Result]:
     """One item after the other, in this process."""
     work = open_work()
     for item in items:
@@ -41,25 +44,33 @@ def run_here(open_work: Callable[[], Work[Item, Result]], items: Sequence[Item],
 
 def run_in_processes(
     open_work: Callable[[], Work[Item, Result]], items: Sequence[Item], report: Report, workers: int
-) -> Iterator[Outcome[Item, Result]]:
+) -> Outcomes[Item, Result]:
     """Items in the order in which they end. Each of `workers` processes calls `open_work` once; items and results are pickled.
 
     Raises:
-        ClapsepError: that of `open_work`, if it fails.
-        WorkerError: a process died before it could take an item.
+        ClapsepError: that of `open_work`, if it fails in every process.
+        WorkerError: every process died before it could take an item.
     """
-    left, running = list(reversed(items)), list[_Worker]()
+    left, running, ended = list(reversed(items)), list[_Worker](), list[_Worker]()
     try:
         while left or running:
-            running += [_Worker(open_work) for _ in range(min(workers - len(running), len(left) - sum(w.item is None for w in running)))]
+            idle = sum(worker.item is None for worker in running)
+            running += [_Worker(open_work) for _ in range(min(workers - len(running), len(left) - idle))]
             for ready in wait([worker.connection for worker in running]):
                 worker = next(worker for worker in running if worker.connection is ready)
                 yield from worker.hear(left, report)
                 if worker.over:
                     running.remove(worker)
+                    ended.append(worker)
+                if worker.error:  # it could not begin; the others may have been luckier
+                    workers -= 1
+                    if not running:
+                        raise worker.error
     finally:
         for worker in running:
-            worker.stop()
+            worker.end()
+        for worker in ended + running:
+            worker.join()
 
 
 class _Worker:
@@ -69,10 +80,15 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # engines do not survive a fork
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_main, args=(theirs, open_work, log.getEffectiveLevel()), daemon=True)
-        self._process.start()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the parent, which ends this process
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self.item: Any = None
         self.over = False
+        self.error: ClapsepError | None = None  # why it could not begin
 
     def hear(self, left: list[Any], report: Report) -> Iterator[Outcome[Any, Any]]:
         """Its next message; if it is free it gets the next item."""
@@ -81,10 +97,11 @@ class _Worker:
             report(value)
             return
         if kind == "broken":
-            self.stop()
-            raise value
+            self.error = value
+            self.end()
+            return
         if kind == "died":
-            yield self._died()
+            yield from self._died()
             return
         if kind == "outcome":
             result, error = value
@@ -92,7 +109,7 @@ class _Worker:
         self.item = left.pop() if left else None
         self.over = self.item is None
         if self.over:
-            self.stop()
+            self.end()
             return
         yield Outcome(self.item, begun=True)
         with contextlib.suppress(OSError):  # it died meanwhile: the next message says so
@@ -104,21 +121,25 @@ class _Worker:
         except (EOFError, OSError):
             return "died", None
 
-    def _died(self) -> Outcome[Any, Any]:
+    def _died(self) -> Iterator[Outcome[Any, Any]]:
         self.over = True
         self._process.join()
         code = self._process.exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         error = WorkerError(f"the worker process {how}; is there enough memory for so many jobs? (--jobs)")
         if self.item is None:
-            raise error
-        return Outcome(self.item, error=error)
+            self.error = error
+        else:
+            yield Outcome(self.item, error=error)
 
-    def stop(self) -> None:
-        """It discards what it is doing, and cleans up."""
+    def end(self) -> None:
+        """It is to discard what it is doing, and to clean up."""
         self.over = True
         self.connection.close()
         self._process.terminate()
+
+    def join(self) -> None:
+        """Wait until it has ended."""
         self._process.join(10)
         if self._process.is_alive():
             self._process.kill()
@@ -127,10 +148,9 @@ class _Worker:
 
 def _main(connection: Connection, open_work: Callable[[], Work[Any, Any]], level: int) -> None:
     """The life of a worker. It ends when its parent does, since the connection ends then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
-    with contextlib.suppress(EOFError, ConnectionError):
+    with contextlib.suppress(EOFError, ConnectionError, Orphaned):
         try:
             work = open_work()
         except ClapsepError as error:
@@ -138,8 +158,19 @@ def _main(connection: Connection, open_work: Callable[[], Work[Any, Any]], level
             return
         connection.send(("ready", None))
         while True:
-            outcome = _try(work, connection.recv(), lambda value: connection.send(("progress", value)))
+            outcome = _try(work, connection.recv(), lambda value: _tell(connection, value))
             connection.send(("outcome", (outcome.result, outcome.error)))
+
+
+def _tell(connection: Connection, value: float) -> None:
+    try:
+        connection.send(("progress", value))
+    except ConnectionError:
+        raise Orphaned from None
+
+
+class Orphaned(BaseException):
+    """The parent is gone: nobody wants the result."""
 
 
 def _try(work: Work[Item, Result], item: Item, report: Report) -> Outcome[Item, Result]:
@@ -147,8 +178,6 @@ def _try(work: Work[Item, Result], item: Item, report: Report) -> Outcome[Item, 
         return Outcome(item, result=work(item, report))
     except ClapsepError as error:
         return Outcome(item, error=error)
-    except ConnectionError:  # the parent is gone
-        raise
     except Exception as error:  # whatever a broken file brings to light must not stop the others
         unexpected = WorkerError(f"unexpected {type(error).__name__}: {error}; run it alone with --debug and report it")
         unexpected.__cause__ = error

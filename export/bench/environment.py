@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...engines import this_machine
+from ...engines import this_machine, usable_processors
 from ...engines.doctor import installed_packages
 from ...runtime.bundle import MANIFEST, Bundle, sha256_of
 from .result import Cpu, Environment, Subject, printable
@@ -55,7 +55,7 @@ class Neighbours:
 
 def _busy() -> float | None:
     """Seconds that the processors which we may use were busy, with stolen time, since the system started."""
-    usable = _usable()
+    usable = usable_processors()
     counts = [line.split() for line in _read("/proc/stat").splitlines() if re.match(r"cpu\d+ ", line)]
     ticks = [sum(int(n) for n in (*count[1:4], *count[6:9])) for count in counts if int(count[0][3:]) in usable]
     return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
@@ -68,7 +68,7 @@ def _own() -> float:
 
 def physical_cores() -> int:
     """Cores that this process may use, counted once each where they run two threads."""
-    usable = _usable()
+    usable = usable_processors()
     places = {core for processor, core in _processors() if processor in usable}
     return len(places) or len(usable)
 
@@ -87,11 +87,7 @@ def _cpu() -> Cpu:
     model = _field(text, "model name|Processor") or platform.processor() or UNKNOWN
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or UNKNOWN
     quota = _read("/sys/fs/cgroup/cpu.max").strip() or UNKNOWN
-    return Cpu(model, tuple(flags), physical_cores(), len(_usable()), governor, quota)
-
-
-def _usable() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return Cpu(model, tuple(flags), physical_cores(), len(usable_processors()), governor, quota)
 
 
 def _processors() -> Iterator[tuple[int, tuple[str, str]]]:

@@ -55,8 +55,8 @@ def _log() -> list[bytes]:
     path = Path("log.jsonl")
     path.unlink(missing_ok=True)
     log = Log(path)
-    log.add(job, "started", fresh=True, fingerprint=fingerprint(job, {}))
-    log.add(job, "done", fingerprint=fingerprint(job, {}), seconds=1.0)
+    log.add(job, "started")
+    log.add_made(job, fingerprint(job, {}), {Path("out/a.wav"): (3, 5)})
     return path.read_bytes().splitlines()
 
 
@@ -68,8 +68,8 @@ def run_log(data: bytes) -> None:
     Path("out/a.wav").touch()
     (job,) = plan_jobs(["a.wav"], Path("out"), ASKED)
     log = Log(written(data, "log.jsonl"))
-    log.finished(job, fingerprint(job, {}))
-    log.add(job, "started", fresh=False, fingerprint="x")
-    again = Log(Path("log.jsonl"))
-    assert not again.finished(job, "x"), "what has begun is not finished"
+    log.made(job, fingerprint(job, {}))
+    log.add(job, "started")
+    log.add_made(job, "x", {Path("out/a.wav"): (3, 5)})
+    assert not Log(Path("log.jsonl")).made(job, "x"), "another file was taken for what was made"
     assert Path("log.jsonl").read_bytes().startswith(data), "the log was not added to"

@@ -14,6 +14,7 @@ from clapsep.runtime.errors import AudioError
         (np.array(["a"]), "type"),
         (np.zeros(5, np.complex64), "complex"),
         (np.full(5, 1e300), "infinite"),
+        (np.full(5, -1e30), "as large as 1e.30"),
         (np.zeros((16000, 2), np.float32), "transpose"),
         ([[1.0, 2.0], [3.0]], "no array"),
         (None, "0 axes"),

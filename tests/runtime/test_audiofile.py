@@ -17,6 +17,7 @@ def write(path, samples, kind="WAV", subtype="FLOAT", force=False):
     with new_audio(path, 8000, len(samples), kind, subtype, force=force) as sink:
         for piece in np.array_split(samples, 3, axis=1):
             sink.write(piece)
+        sink.encode()
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,16 @@ def test_reads_what_was_written_with_rate_channels_and_subtype(tmp_path, wav, na
 
 
 def test_formats_follow_the_extension_and_keep_the_word_length():
-    like = AudioFile(Path("x.wav"), 1, 1, 8000, "WAV", "PCM_24", 1.0)
+    like = AudioFile(Path("x.wav"), 1, 1, 8000, "WAV", "PCM_24", 1.0, ())
     extensible = replace(like, format="WAVEX", subtype="FLOAT")
     assert output_format(Path("x.flac"), like) == ("FLAC", "PCM_24")
     assert output_format(Path("x.flac"), replace(like, subtype="FLOAT")) == ("FLAC", "PCM_24")
     assert output_format(Path("x.wav"), extensible) == ("WAV", "FLOAT")
     assert output_format(Path("x.wav"), replace(like, frames=1 << 31)) == ("RF64", "PCM_24")
+    for name, format in (("x.aiff", "WAV"), ("x.wav", "AIFF"), ("x.wav", "CAF")):
+        assert output_format(Path(name), replace(like, subtype="FLOAT", format=format))[1] == "FLOAT"
+    with pytest.raises(OutputError, match="larger than AIFF can be"):
+        output_format(Path("x.aiff"), replace(like, frames=1 << 31))
     assert output_format(Path("x.ogg"), like) == ("OGG", "VORBIS")
     assert output_format(Path("x.opus"), like) == ("OGG", "OPUS")
     assert output_format(Path("x.mp3"), like)[0] == "MP3"
@@ -142,7 +147,9 @@ def test_limits(tmp_path, wav):
             scan(path, limits)
     with pytest.raises(LimitError, match="47999 samples"):
         read_audio(path, Limits(samples=47999))
-    assert scan(path, Limits(path.stat().st_size, 3, 2.0)).seconds == 2
+    with pytest.raises(LimitError, match="1.9 s"):
+        read_audio(path, Limits(example_seconds=1.9))
+    assert scan(path, Limits(bytes=path.stat().st_size, channels=3, seconds=2.0)).seconds == 2
     assert read_audio(path, Limits(samples=48000))[1] == 8000
 
 
@@ -168,11 +175,34 @@ def test_a_header_written_to_a_pipe_is_no_complaint(tmp_path, wav):
     assert scan(tmp_path / "piped.wav").complaint == ""
 
 
-def test_a_file_that_shrinks_between_its_two_readings(wav):
+@pytest.mark.parametrize(("n", "rate"), [(100, 32000), (9000, 32000), (20_000, 32000), (9000, 16000)])
+def test_a_file_that_changes_between_its_two_readings(wav, n, rate):
     found = scan(wav(n=9000))
-    sf.write(found.path, np.zeros(100), 32000)
-    with pytest.raises(AudioError, match="became shorter"):
+    sf.write(found.path, np.zeros(n), rate)
+    with pytest.raises(AudioError, match="was changed while it was read"):
         list(found.blocks())
+
+
+@pytest.mark.parametrize(("name", "kind", "subtype"), [("a.flac", "FLAC", "PCM_16"), ("a.ogg", "OGG", "VORBIS"), ("a.opus", "OGG", "OPUS"),
+                                                       ("a.mp3", "MP3", "MPEG_LAYER_III"), ("a.wav", "WAV", "PCM_16")])  # fmt: skip
+def test_a_disk_that_fills_while_the_encoder_closes(small_disk, name, kind, subtype):
+    """With every size of disk from too small for the samples to large enough: a whole file or none."""
+    samples, outcomes = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 12_000)).astype(np.float32), set()
+    for size in range(48, 160, 4):
+        disk, error = small_disk(size), None
+        try:
+            with new_audio(disk / name, 8000, 1, kind, subtype) as sink:
+                sink.write(samples)
+                sink.encode()
+        except OutputError as caught:
+            error = caught
+        if error is None:
+            assert scan(disk / name).frames >= 12_000
+        else:
+            assert "No space left" in str(error)
+            assert os.listdir(disk) == []
+        outcomes.add(error is None)
+    assert outcomes == {False, True}
 
 
 def test_an_output_whose_making_fails_vanishes(tmp_path):
@@ -206,6 +236,7 @@ def test_what_a_format_holds_or_refuses(tmp_path, rate, channels, kind, subtype)
     try:
         with new_audio(tmp_path / "a", rate, channels, kind, subtype) as sink:
             sink.write(np.zeros((channels, 2000), np.float32))
+            sink.encode()
     except OutputError as error:
         refused = str(error)
     if refused:

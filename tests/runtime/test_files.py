@@ -51,6 +51,21 @@ def test_a_peak_above_1_is_kept_in_float_and_lowered_in_integers(separator, cond
     assert result.notes == (f"{outputs[1]}: lowered by {20 * np.log10(peak):.2f} dB",)
 
 
+def test_what_publishing_raises_discards_everything(separator, conditions, wav, tmp_path):
+    told = []
+
+    def refuse(files):
+        told.extend(files.items())
+        raise AudioError("nobody wants it")
+
+    with pytest.raises(AudioError, match="nobody"):
+        separate_file(separator, wav("a.wav"), [tmp_path / "b.wav", tmp_path / "c.wav"], conditions, publish=refuse)
+    assert os.listdir(tmp_path) == ["a.wav"]
+    separate_file(separator, tmp_path / "a.wav", [tmp_path / "b.wav"], conditions[:1], publish=lambda files: told.extend(files.items()))
+    path, (size, when) = told[-1]
+    assert (path.name, size, when) == ("b.wav", path.stat().st_size, path.stat().st_mtime_ns)
+
+
 def test_all_outputs_or_none(separator, conditions, wav, tmp_path):
     source = wav("a.wav")
     (tmp_path / "b.wav").write_bytes(b"precious")

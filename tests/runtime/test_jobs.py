@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from clapsep.runtime.errors import InputError
@@ -45,6 +46,8 @@ def test_patterns(files):
     files("rec/a.wav", "rec/b.wav", "rec/c/d.wav", "rec/e[1].wav")
     assert list(planned(["rec/*.wav"])) == ["rec/a.wav", "rec/b.wav", "rec/e[1].wav"]
     assert list(planned(["rec/**/*.wav"])) == ["rec/a.wav", "rec/b.wav", "rec/c/d.wav", "rec/e[1].wav"]
+    assert planned(["rec/*/*.wav"]) == {"rec/c/d.wav": ["out/c/d.wav"]}
+    assert list(planned(["rec/**/*.wav"], "rec/c")) == ["rec/a.wav", "rec/b.wav", "rec/e[1].wav"]  # not the results
     assert planned(["rec/e[1].wav"], "o.wav") == {"rec/e[1].wav": ["o.wav"]}  # a file is a file, whatever its name
 
 
@@ -102,6 +105,9 @@ def test_a_job_list_with_columns(files):
         ("j.jsonl", '{"input": "a.wav", "positive": " "}', "asks for nothing"),
         ("j.jsonl", '{"input": "a.wav", "positive": "x", "alpha": "much"}', "alpha is 'much'"),
         ("j.jsonl", '{"input": "a.wav", "positive": "x", "alpha": NaN}', "alpha is nan"),
+        ("j.jsonl", '{"input": "a.wav", "positive": "x", "alpha": 1%s}' % ("0" * 400), "alpha is 1"),
+        ("j.jsonl", '{"input": "a.wav", "alpha": 0.5}', "gives an alpha and no query"),
+        ("j.jsonl", '{"input": "a.wav", "alpha": "much"}', "alpha is 'much'"),
         ("j.jsonl", '{"input": "a.wav", "positive_audio": [3]}', "examples are given as"),
         ("j.jsonl", '{"input": "a.wav", "targets": ["x"]}', "targets must be like"),
         ("j.jsonl", '{"input": "a.wav", "targets": {"../x": "a"}}', "is not NAME=TEXT"),
@@ -143,6 +149,7 @@ def test_a_job_list_that_is_no_text(files):
         (["a.wav"], "-", RAIN, "give a directory"),
         (["a.wav"], "noname", RAIN, "give a directory"),
         (["a.wav"], ".", RAIN, "overwrite a mixture"),
+        (["b"], "b", NAMED, "holds the mixtures"),
         (["a.wav"], "q.wav", Asked({"": Query("x", [Path("q.wav")])}, Query()), "overwrite an example"),
     ],
 )
@@ -151,3 +158,18 @@ def test_what_cannot_be_done_is_said_at_once(files, inputs, output, asked, reaso
     os.mkdir("empty")
     with pytest.raises(InputError, match=reason):
         plan_jobs(inputs, Path(output), asked)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(files):
+    files("rec/a.wav", "rec/b/c.wav")
+    os.chmod("rec/b", 0)
+    with pytest.raises(InputError, match="rec/b cannot be read"):
+        plan_jobs(["rec"], Path("out"), RAIN)
+
+
+def test_an_error_while_a_folder_is_walked_is_said(files, monkeypatch):
+    files("rec/a.wav")
+    monkeypatch.setattr(os, "scandir", Mock(side_effect=PermissionError(13, "Permission denied", "rec")))
+    with pytest.raises(InputError, match=r"rec cannot be read \(Permission denied\)"):
+        plan_jobs(["rec"], Path("out"), RAIN)

@@ -62,7 +62,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(t
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     (tmp_path / ".notes.part").write_bytes(b"somebody else's")
-    (left,) = set(tmp_path.glob(".killed.*"))
+    (left,) = set(tmp_path.glob(".*.clapsep-part"))
     with new_file(tmp_path / "mine") as file:
         assert remove_leftovers(tmp_path) == [left]
         file.write(b"all")
@@ -71,15 +71,48 @@ def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(t
 
 def test_a_link_is_not_followed(tmp_path):
     (tmp_path / "target").write_bytes(b"precious")
-    link = tmp_path / ".a.00000000.clapsep-part"
+    link = tmp_path / ".0123456789abcdef.clapsep-part"
     link.symlink_to(tmp_path / "target")
     assert remove_leftovers(tmp_path) == []
     assert (tmp_path / "target").exists()
 
 
 def test_a_locked_file_stays(tmp_path):
-    path = tmp_path / ".a.00000000.clapsep-part"
+    path = tmp_path / ".0123456789abcdef.clapsep-part"
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert remove_leftovers(tmp_path) == []
     assert remove_leftovers(tmp_path) == [path]
+
+
+def test_a_file_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    lock, removed = fcntl.flock, []
+
+    def late(file, how):
+        if not removed and how == fcntl.LOCK_EX:
+            removed.extend(remove_leftovers(tmp_path))
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with new_file(tmp_path / "a") as file:
+        file.write(b"all")
+    assert len(removed) == 1
+    assert (tmp_path / "a").read_bytes() == b"all"
+
+
+def test_what_else_goes_wrong_is_not_put_down_to_the_output(tmp_path):
+    def fail():
+        with new_file(tmp_path / "a"):
+            (tmp_path / "elsewhere").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        fail()
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_as_long_as_the_file_system_allows_and_links_to_nowhere(tmp_path):
+    with new_file(tmp_path / ("漢" * 83)) as file:
+        file.write(b"all")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputExists), new_file(tmp_path / "link"):
+        pytest.fail("it was opened")

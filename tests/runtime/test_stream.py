@@ -98,6 +98,7 @@ def test_a_block_that_is_refused_was_not_heard(separator):
         (np.zeros((3, 5)), "takes"),
         (np.full((2, 5), np.nan), "NaN"),
         (None, "shape"),
+        ([[1, 2], [3]], "no array"),
     ):
         with pytest.raises(AudioError, match=reason):
             stream.push(block)
@@ -151,7 +152,7 @@ def test_two_threads_in_one_stream_are_told(separator, monkeypatch):
     ("arguments", "error"),
     [({}, QueryError), ({"positive": "a", "condition": np.zeros(256)}, QueryError), ({"positive": "a", "channels": 0}, AudioError),
      ({"positive": "a", "channels": 65}, AudioError), ({"positive": "a", "sample_rate": 0}, AudioError),
-     ({"positive": "a", "peak": float("nan")}, AudioError), ({"positive": "a", "peak": "loud"}, AudioError),
+     ({"positive": "a", "peak": float("nan")}, AudioError), ({"positive": "a", "peak": "loud"}, AudioError), ({"positive": "a", "peak": 10**400}, AudioError),
      ({"positive": "a", "hop": 3}, QueryError), ({"positive": "a", "overlap": -1}, QueryError)],
 )  # fmt: skip
 def test_streams_that_cannot_be(separator, arguments, error):

@@ -30,6 +30,12 @@ def open_work(trouble=""):
     return work
 
 
+def open_counted(folder, most):
+    """Like `open_work("mortal")`, but not more often than `most` times."""
+    (folder / str(os.getpid())).touch()
+    return open_work("mortal" if len(os.listdir(folder)) <= most else "dead")
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_every_item_is_begun_and_ends_once(workers):
     told, outcomes = [], []
@@ -62,6 +68,13 @@ def test_work_that_cannot_be_opened_ends_the_run():
     assert caught.value.reason == "no-gpu"
     with pytest.raises(WorkerError, match="SIGKILL"):
         list(run_in_processes(partial(open_work, "dead"), [1, 2], print, 2))
+
+
+def test_a_worker_that_cannot_be_replaced_leaves_the_work_to_the_others(tmp_path):
+    """Only two processes may begin; one of them dies of its item."""
+    outcomes = list(run_in_processes(partial(open_counted, tmp_path, 2), [7, 1, 2, 3, 4], print, 2))
+    assert {o.item for o in outcomes if o.result} == {1, 2, 3, 4}
+    assert [o.item for o in outcomes if o.error] == [7]
 
 
 def test_leaving_early_stops_the_workers():
