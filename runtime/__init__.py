@@ -7,8 +7,12 @@ target = separator.separate(mixture, sample_rate, positive="a dog barking", nega
 """
 
 from . import errors
+from .audiofile import Limits
 from .bundle import Bundle
+from .files import separate_file
 from .query import Query
 from .separator import Separator
+from .stream import Stream
+from .windows import PRESETS
 
-__all__ = ["Bundle", "Query", "Separator", "errors"]
+__all__ = ["PRESETS", "Bundle", "Limits", "Query", "Separator", "Stream", "errors", "separate_file"]

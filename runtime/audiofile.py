@@ -21,6 +21,7 @@ from .outputs import new_file, unwritable
 
 log = logging.getLogger(__name__)
 BLOCK = 1 << 16  # samples of all channels
+READABLE = (".aifc", ".au", ".caf", ".oga", ".rf64", ".snd", ".w64")  # besides those that can also be written
 FORMATS = {
     ".wav": "WAV",
     ".flac": "FLAC",
@@ -102,8 +103,8 @@ def scan(path: str | Path, limits: Limits = LIMITS) -> AudioFile:
         AudioError: missing, unreadable, empty, or with samples that are not finite.
         LimitError: larger, longer or with more channels than `limits` allow.
     """
-    path = Path(path)
-    frames, bad, peak = 0, 0, 0.0
+    path = _path(path)
+    frames, bad, peak, where = 0, 0, 0.0, 0
     with _opened(path, limits) as file:
         identity = _identity(path)
         for block in _read(file):
@@ -112,13 +113,15 @@ def scan(path: str | Path, limits: Limits = LIMITS) -> AudioFile:
                 raise LimitError(f"{path} is longer than {limits.seconds:g} s; cut it, or raise --max-seconds")
             wrong = block.size - int(np.isfinite(block).sum())
             peak = peak if wrong else max(peak, peak_of(block))
+            where = where if bad or not wrong else frames - len(block) + int(np.argmin(np.isfinite(block).all(axis=1)))
             bad += wrong
         rate, complaint = check_rate(file.samplerate, str(path)), _complaint(path, file.frames, frames)
         found = AudioFile(path, frames, file.channels, rate, file.format, file.subtype, peak, identity, complaint)
     if not frames:
         raise AudioError(f"{path} has no samples; give a file with audio in it")
     if bad:
-        raise AudioError(f"{path} has {bad} NaN or infinite samples; repair the recording first")
+        first = where / found.sample_rate
+        raise AudioError(f"{path} has {bad} NaN or infinite samples, the first at {first:.3f} s; repair the recording first")
     check_peak(peak, str(path))
     return found
 
@@ -130,7 +133,7 @@ def read_audio(path: str | Path, limits: Limits = LIMITS) -> tuple[Float32, int]
         AudioError, LimitError: as for `scan`, but `limits.samples` counts and not `limits.seconds`.
     """
     blocks, size = [], 0
-    with _opened(Path(path), limits) as file:
+    with _opened(_path(path), limits) as file:
         for block in _read(file):
             size += block.size
             if size > limits.samples or size > limits.example_seconds * file.samplerate * file.channels:
@@ -148,6 +151,13 @@ def duration(path: Path) -> float:
             return min(file.frames / file.samplerate, LIMITS.seconds)
     except AudioError:
         return 0.0
+
+
+def _path(path: str | Path) -> Path:
+    try:
+        return Path(path)
+    except TypeError as error:
+        raise AudioError(f"{path!r} is no path; give the name of an audio file") from error
 
 
 @contextlib.contextmanager
@@ -168,7 +178,7 @@ def _opened(path: Path, limits: Limits = LIMITS) -> Iterator[Any]:
                 raise LimitError(f"{path} has {file.channels} channels, and {limits.channels} are allowed; raise --max-channels")
             yield file
     except (sf.LibsndfileError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise AudioError(f"{path} cannot be read as audio ({_reason(error)}); give a WAV, FLAC, OGG, Opus or MP3 file") from error
+        raise AudioError(f"{path} cannot be read as audio ({_reason(error)}); give a whole WAV, FLAC, OGG, Opus or MP3 file") from error
 
 
 def _identity(path: Path) -> tuple[int, ...]:
@@ -279,8 +289,9 @@ class AudioSink:
         gain = np.float32(1.0)
         if self.peak > 1 and self._encoded.subtype not in FLOATS:
             gain, self.lowered = np.float32(1 / self.peak), float(20 * np.log10(self.peak))
+            level = logging.WARNING if self.lowered > 0.005 else logging.INFO
             why = f"because {self._encoded.subtype} cannot hold its peak; write a float .wav to keep the level"
-            log.warning("%s: lowered by %.2f dB %s", self.path, self.lowered, why)
+            log.log(level, "%s: lowered by %.2f dB %s", self.path, self.lowered, why)
         with self._writing():
             self._spool.seek(0)
             for block in self._blocks():

@@ -21,8 +21,6 @@ from .workers import Outcome, Report, Work, run_here, run_in_processes
 
 SETTINGS = ("engine", "device", "precision", "normalize", "crop", "overlap", "hop", "route")  # that decide what outputs hold
 
-WITHOUT_RESUME = "already; choose another name, or pass --force, or --resume to go on with an earlier run"
-
 
 @dataclass
 class Summary:
@@ -86,9 +84,14 @@ class Batch:
             return None
         foreign = [path for path in job.outputs if os.path.lexists(path) and path not in made]
         if foreign and not self.force:
-            hint = "and is not what this run would make; pass --force to replace it, or choose another output"
-            raise OutputExists(f"{foreign[0]} exists {hint if self.resume else WITHOUT_RESUME}")
+            raise OutputExists(f"{foreign[0]} exists{self._doubt(foreign[0], mark)}")
         return Task(job, mark, self.force or bool(made))
+
+    def _doubt(self, output: Path, mark: str) -> str:
+        """Why an output is in the way, and what to do."""
+        if self.log and self.resume:
+            return f" and {self.log.doubt(output, mark)}; pass --force to make it again, or choose another output"
+        return "; choose another name, or pass --force" + (", or --resume to go on with an earlier run" if self.log else "")
 
     def run(self, tasks: Sequence[Task], report: Report, finished: Callable[[Job], object]) -> Summary:
         """Run the tasks; a failure stops only its own.

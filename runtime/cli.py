@@ -16,7 +16,7 @@ from .audio import MAX_CHANNELS
 from .audiofile import LIMITS, Limits, duration
 from .batch import Batch, Summary
 from .cli_stream import stream
-from .commands import Command, debug_option
+from .commands import HINT, Command, debug_option
 from .errors import InputError
 from .jobs import Asked, check_name, into_folder, plan_jobs
 from .log import NAME as LOG
@@ -34,6 +34,13 @@ def _named(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, 
             raise click.UsageError(f"--target {name} was given twice; give each target a name of its own")
         targets[name] = text
     return targets
+
+
+def _one(_ctx: click.Context, _parameter: click.Parameter, values: Sequence[Path]) -> Path:
+    """click would keep the last of several in silence."""
+    if len(values) > 1:
+        raise click.UsageError(f"--output was given {len(values)} times; give one")
+    return next(iter(values))
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,7 +67,9 @@ def main() -> None:
     "--output",
     metavar="OUT",
     type=EXISTING,
+    multiple=True,
     required=True,
+    callback=_one,
     help="Output file; a directory if it exists as one, has no extension, or takes several results.",
 )
 @engine_options
@@ -156,21 +165,18 @@ def _run(batch: Batch) -> Summary:
             done += seconds
             bar.update(round(1000 * done) - bar.pos, (time.perf_counter() - begin) / done)
 
-        try:
-            summary = batch.run(tasks, report, lambda job: click.echo("\n".join(map(str, job.outputs))))
-        except KeyboardInterrupt:
-            if batch.log:
-                click.echo("\n--resume goes on from here", err=True)
-            raise
-    if len(batch.jobs) > 1:
+        if batch.log:
+            click.get_current_context().meta[HINT] = "; --resume goes on from here"
+        summary = batch.run(tasks, report, lambda job: click.echo("\n".join(map(str, job.outputs))))
+    if len(batch.jobs) > 1 or summary.skipped:
         _tell(summary, time.perf_counter() - begin)
     return summary
 
 
 def _tell(summary: Summary, took: float) -> None:
     for job, error in summary.failed:
-        where = "" if str(job.mixture) in str(error) else f"{job.mixture}: "
-        click.echo(f"error: {where}{error}", err=True)
+        where = job.where or ("" if str(job.mixture) in str(error) else str(job.mixture))
+        click.echo(f"error: {where}{': ' * bool(where)}{error}", err=True)
     rate = f", RTF {took / summary.seconds:.3f}" if summary.seconds else ""
     counts = f"{len(summary.done)} done, {len(summary.failed)} failed, {summary.skipped} skipped"
     click.echo(f"{counts}: {summary.seconds:.0f} s of audio in {took:.1f} s{rate}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -70,15 +71,32 @@ def stream(
     click.echo(_beginning(separator, opened, form, channels), err=True)
     pump = Pump(opened, form, channels, partial(write_all, sys.stdout.fileno()))
     most = max(1, round(opened.plan.hop / separator.family.sample_rate * opened.sample_rate))  # one window's results at a time
+    stopped = _finish_on_interrupt(reader)
     try:
         pump.run(whole_frames(reader.read, frame, most))
     except BrokenPipeError:
         click.echo("the reader of the output has gone", err=True)
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        click.echo("interrupted: what was not written yet is lost", err=True)
         click.get_current_context().exit(130)
     finally:
         _end(pump, form, channels, opened.latency)
+    if stopped:
+        click.get_current_context().exit(130)
+
+
+def _finish_on_interrupt(reader: Reader) -> list[int]:
+    """The first Ctrl-C ends the input, so that what has come is still written; the second one ends everything. Filled by the first."""
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        stopped.append(number)
+        click.echo("interrupted: writing what has come in; once more to leave it", err=True)
+        reader.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, stop)
+    return stopped
 
 
 def _refuse_terminals() -> None:

@@ -13,6 +13,7 @@ import click
 from .errors import ClapsepError
 
 DEBUG = "clapsep.debug"
+HINT = "clapsep.hint"  # what is said after an interrupt
 
 
 class Command(click.Group):
@@ -31,7 +32,7 @@ class Command(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted; every output is whole or absent", err=True)
+            click.echo(f"\ninterrupted; every output is whole or absent{ctx.meta.get(HINT, '')}", err=True)
             ctx.exit(130)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise

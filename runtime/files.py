@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from .audiofile import AudioFile, AudioSink, new_audio, output_format, scan
 from .dsp import Float32
-from .separator import Separator
+from .errors import InputError
+from .separator import Question, Separator
 from .stream import Stream
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,8 @@ class Separated:
 def separate_file(
     separator: Separator,
     mixture: str | Path,
-    outputs: Sequence[Path],
-    conditions: Sequence[Float32],
+    outputs: Sequence[str | Path],
+    conditions: Sequence[Question],
     *,
     force: bool = False,
     progress: Progress | None = None,
@@ -51,18 +53,31 @@ def separate_file(
 ) -> Separated:
     """Separate the file `mixture` into one file for each condition; each appears whole or not at all.
 
+    Args:
+        conditions: questions, as `Separator.separate_many` takes them.
+        force: replace outputs that are there; never the mixture.
+        progress: is told how many seconds of the mixture have been read since the last call.
+        publish: is called when all outputs are on disk, just before they get their names, with the size in bytes and the time in ns that
+            each has; what it raises discards them.
+
     The mixture is read twice: once to know its peak and that it is sound, once to separate it. Rate, length and channels stay as they are;
-    the format follows the output's extension, the subtype the mixture where the format has it. `publish` is called when all outputs are on
-    disk, just before they get their names, with the size in bytes and the time in ns that each has; what it raises discards them.
+    the format follows the output's extension, the subtype the mixture where the format has it.
 
     Raises:
         AudioError: the mixture cannot be read.
         LimitError: it is longer or larger than the separator's limits.
+        InputError: not as many outputs as conditions, or the mixture among them.
+        QueryError: a question is empty.
         OutputExists, OutputError: an output is there without `force`, cannot hold this sound, or has no room.
         EngineError
     """
     begin = time.perf_counter()
+    outputs = [Path(path) for path in outputs]
+    if len(outputs) != len(conditions) or len(set(outputs)) < len(outputs):
+        raise InputError(f"{len(conditions)} conditions and {len(outputs)} outputs were given; give each condition an output of its own")
     source = scan(mixture, separator.limits)
+    if any(os.path.realpath(path) == os.path.realpath(source.path) for path in outputs):
+        raise InputError(f"{mixture} would be overwritten by its result; choose another output")
     if source.complaint:
         log.warning("%s", source.complaint)
     stream = separator.stream_many(conditions, source.sample_rate, channels=source.channels, peak=source.peak, batch=separator.batch)
@@ -72,7 +87,7 @@ def separate_file(
         written = {sink.path: sink.encode() for sink in sinks}
         if publish:
             publish(written)
-    notes = [source.complaint, *(f"{sink.path}: lowered by {sink.lowered:.2f} dB" for sink in sinks if sink.lowered)]
+    notes = [source.complaint, *(f"{sink.path}: lowered by {sink.lowered:.2f} dB" for sink in sinks if sink.lowered > 0.005)]
     return Separated(source.seconds, time.perf_counter() - begin, tuple(filter(None, notes)))
 
 

@@ -8,17 +8,18 @@ import io
 import itertools
 import json
 import os
-from collections import Counter
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from .audiofile import FORMATS
+from .audiofile import FORMATS, READABLE
 from .errors import InputError
 from .query import Query
 
 LISTS = (".jsonl", ".csv")
+SUFFIXES = (*FORMATS, *READABLE)  # that are taken from folders
 LIST_LIMIT = 1 << 26  # bytes
 FIELDS = ("input", "output", "positive", "negative", "positive_audio", "negative_audio", "alpha", "targets")
 Question = tuple[Query, Query]
@@ -52,11 +53,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Job:
-    """One mixture, and an output for each question."""
+    """One mixture, an output for each question, and where in a job list it stands."""
 
     mixture: Path
     outputs: tuple[Path, ...]
     asked: Asked
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class _Found:
     mixture: Path
     place: PurePath
     asked: Asked
+    where: str = ""
 
 
 def plan_jobs(inputs: Sequence[str], output: Path, asked: Asked) -> list[Job]:
@@ -82,11 +85,11 @@ def plan_jobs(inputs: Sequence[str], output: Path, asked: Asked) -> list[Job]:
     if into_folder(inputs, output, asked):
         if not os.path.isdir(output) and (os.path.exists(output) or str(output) == "-" or output.suffix.lower() in FORMATS):
             raise InputError(f"{output} cannot be the directory for {len(found)} mixtures and their results; give a directory")
-        jobs = [Job(item.mixture, tuple(_outputs(item, output)), item.asked) for item in found]
+        jobs = [Job(item.mixture, tuple(_outputs(item, output)), item.asked, item.where) for item in found]
     elif not os.path.isdir(output.parent):
         raise InputError(f"{output.parent} is not a directory; create it first")
     else:
-        jobs = [Job(item.mixture, (output,), item.asked) for item in found]
+        jobs = [Job(item.mixture, (output,), item.asked, item.where) for item in found]
     _check(jobs)
     return jobs
 
@@ -117,10 +120,19 @@ def _check(jobs: Sequence[Job]) -> None:
             raise InputError(f"{target} would overwrite an example of a query; choose another output")
         if target.suffix.lower() not in FORMATS:
             raise InputError(f"{target} has no known audio extension; use one of: {' '.join(FORMATS)}")
-    twice = [name for name, count in Counter(str(target).casefold() for target in targets).items() if count > 1]
-    if twice:  # some file systems know no case
-        target = next(target for target in targets if str(target).casefold() == twice[0])
-        raise InputError(f"two results would both be written to {target}; separate them into different directories or name them")
+    _refuse_twice(jobs)
+
+
+def _refuse_twice(jobs: Sequence[Job]) -> None:
+    """Where a file system knows no case, names that differ in nothing else are one."""
+    first: dict[str, Path] = {}
+    for job in jobs:
+        for target in job.outputs:
+            name = os.path.abspath(target)
+            other = first.setdefault(name.casefold() if sys.platform in ("darwin", "win32") else name, job.mixture)
+            if other is not job.mixture or len(set(job.outputs)) < len(job.outputs):
+                message = f"two results would both be written to {target}, of {other} and of {job.mixture}"
+                raise InputError(f"{message}; separate them into different directories, or name them in a job list")
 
 
 def _is_list(text: str) -> bool:
@@ -161,9 +173,9 @@ def _in_folder(folder: Path, output: Path, asked: Asked) -> list[_Found]:
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and (Path(place) / name).resolve() != results)
-        files += [Path(place, name) for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in FORMATS]
+        files += [Path(place, name) for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
     if not files:
-        raise InputError(f"{folder} holds no audio files ({' '.join(FORMATS)}); check the path")
+        raise InputError(f"{folder} holds no audio files ({' '.join(SUFFIXES)}); check the path")
     return [_Found(file, file.relative_to(folder), asked) for file in files]
 
 
@@ -205,9 +217,18 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             given: dict[str, Any] = {key: value for key, value in row.items() if value.strip()}
             for name in ("positive_audio", "negative_audio"):
                 given |= {name: [clip.strip() for clip in given[name].split(";")]} if name in given else {}
+            if "targets" in given:
+                given["targets"] = _targets(f"{path} line {reader.line_num}", given["targets"])
             yield reader.line_num, given
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is not CSV ({error}); check the quotes") from error
+
+
+def _targets(where: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{where}: targets must be like {{"dog": "a dog barking"}}, with its quotes doubled in CSV ({error})') from error
 
 
 def _line(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> _Found:
@@ -227,7 +248,7 @@ def _line(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> _Fo
         raise InputError(f"{where}: the output {place} is not below the output directory; give a relative path without ..")
     if row.get("output") and place.suffix.lower() not in FORMATS:
         raise InputError(f"{where}: the output {place} has no known audio extension; use one of: {' '.join(FORMATS)}")
-    return _Found(mixture, place, _asked(where, folder, row, asked))
+    return _Found(mixture, place, _asked(where, folder, row, asked), where)
 
 
 def _asked(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> Asked:

@@ -134,5 +134,14 @@ class Log:
         """Those of the job's outputs that are there and were made for it."""
         return [path for path in job.outputs if self._made.get(os.path.abspath(path)) == (mark, list(identity(path) or ()))]
 
+    def doubt(self, output: Path, mark: str) -> str:
+        """Why an output that is there is not taken for one that was made with this fingerprint."""
+        if not os.path.exists(self.path):
+            return f"{self.path} is not there to say what made it"
+        made, _ = self._made.get(os.path.abspath(output), ("", []))
+        if not made:
+            return f"{self.path} does not say what made it"
+        return "has been changed since it was made" if made == mark else "its mixture, question, bundle or settings have changed since"
+
     def _unwritable(self, error: OSError) -> OutputError:
         return OutputError(f"{self.path} cannot be written ({error.strerror}); choose another log with --log")

@@ -49,7 +49,8 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 def unwritable(path: Path, error: OSError) -> OutputError:
     """What is said when the operating system does not write a file."""
-    return OutputError(f"{path} cannot be written ({error.strerror or error}); choose another place or free some space")
+    hint = {errno.ENAMETOOLONG: "choose a shorter name", errno.ENOSPC: "free some space or choose another place"}
+    return OutputError(f"{path} cannot be written ({error.strerror or error}); {hint.get(error.errno or 0, 'choose another place')}")
 
 
 @contextlib.contextmanager

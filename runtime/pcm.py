@@ -16,6 +16,7 @@ from .stream import Stream
 
 log = logging.getLogger(__name__)
 FORMATS = {"f32le": 4, "s16le": 2, "s24le": 3, "s32le": 4}  # ffmpeg's names, bytes of a sample
+MAGIC = {b"RIFF": "a WAV file", b"fLaC": "a FLAC file", b"OggS": "an OGG file", b"FORM": "an AIFF file", b"ID3": "an MP3 file"}
 PIECE = 1 << 16  # bytes read at once; as many as a pipe of Linux holds
 
 
@@ -72,10 +73,18 @@ class Reader:
             raise AudioError(f"the input cannot be read ({self._error.strerror}); pipe raw PCM into it") from self._error
         return piece
 
+    def stop(self) -> None:
+        """No more is read; what has come is still given."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
     def _fill(self) -> None:
         try:
             while data := os.read(self._descriptor, min(PIECE, self._room())):
                 with self._changed:
+                    if self._ended:
+                        return
                     self._held += data
                     self.most = max(self.most, len(self._held))
                     self._changed.notify()
@@ -100,6 +109,13 @@ def whole_frames(read: Callable[[int], bytes], frame: int, most: int) -> Iterato
         yield data[: len(data) - len(rest)]
     if rest:
         log.warning("the input ends within a sample frame: its last %d bytes of %d were left out", len(rest), frame)
+
+
+def refuse_files(data: bytes) -> None:
+    """Raises AudioError if PCM begins as files do: their headers would be heard as a click, and some as noise."""
+    kind = next((kind for magic, kind in MAGIC.items() if data.startswith(magic)), None)
+    if kind:
+        raise AudioError(f"the input is {kind} and not raw PCM; decode it first, such as with ffmpeg -f f32le, or use clapsep separate")
 
 
 class Pump:
@@ -129,9 +145,14 @@ class Pump:
             EngineError: the engine failed.
             BrokenPipeError, OutputError: as for `write_all`.
         """
-        for piece in pieces:
+        for i, piece in enumerate(pieces):
+            if i == 0:
+                refuse_files(piece)
             block = decode(piece, self._form, self._channels)
-            self._pass(lambda block=block: self._stream.push(block))
+            try:
+                self._pass(lambda block=block: self._stream.push(block))
+            except AudioError as error:
+                raise AudioError(f"after {self.received:.2f} s of input: {error} (--format is {self._form})") from error
         self._pass(self._stream.finish)
 
     def _pass(self, work: Callable[[], Float32]) -> None:

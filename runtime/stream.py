@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import LOUDEST, MAX_CHANNELS, check_rate, check_samples, headroom_gain
+from .audio import LOUDEST, MAX_CHANNELS, check_rate, check_samples, headroom_gain, peak_of
 from .dsp import Float32
 from .errors import AudioError, StreamError
 from .query import Query
@@ -23,6 +24,7 @@ from .windows import Windower, WindowPlan, WindowState
 if TYPE_CHECKING:
     from .separator import Separator
 
+log = logging.getLogger(__name__)
 PIECE = 1 << 18  # samples at the model's rate
 
 
@@ -78,6 +80,7 @@ class Stream:
         self.sample_rate = rate if sample_rate is None else check_rate(sample_rate, "the stream")
         self.plan = plan
         self._separator, self._channels, self._single = separator, channels, single
+        self._peak, self._warned = max(1.0, float(peak)), False
         self._gain = np.float32(headroom_gain(peak))  # the model knows mixtures within [-1, 1]
         self._into = Resampler(self.sample_rate, rate, rows)
         self._out = Resampler(rate, self.sample_rate, len(conditions) * rows)
@@ -172,6 +175,11 @@ class Stream:
 
     def _push_piece(self, samples: Float32, *, last: bool) -> Float32:
         state = self.state
+        if samples.size and not self._warned and (peak := peak_of(samples)) > self._peak:
+            self._warned = True
+            log.warning(
+                "samples reach %.3g and a peak of %.3g was announced; results differ a little from a whole file's", peak, self._peak
+            )
         state.received += samples.shape[1]
         targets = self._windower.push(self._into.push(samples * self._gain, last=last))
         if last:

@@ -56,7 +56,8 @@ class WindowPlan:
         if hop is None:
             return cls(window, longest, shared)
         if not isinstance(hop, Real) or not 1 / sample_rate <= hop < (longest + 0.5) / sample_rate:
-            raise QueryError(f"a hop of {hop} s does not fit the model's window; with this overlap give up to {longest / sample_rate:g} s")
+            most = f"more than 0 and at most {longest / sample_rate:g} s"
+            raise QueryError(f"a hop of {hop} s does not fit the model's window; with this overlap give {most}")
         return cls(window, min(round(float(hop) * sample_rate), longest), shared)
 
     @property

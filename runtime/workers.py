@@ -64,7 +64,7 @@ def run_in_processes(
                     ended.append(worker)
                 if worker.error:  # it could not begin; the others may have been luckier
                     workers -= 1
-                    if not running:
+                    if not running and left:
                         raise worker.error
     finally:
         for worker in running:

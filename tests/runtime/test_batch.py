@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -91,10 +92,10 @@ def test_resume_makes_again_what_is_another_question_or_mixture(run, demo_bundle
     words = ["separate", demo_bundle, *mixtures, "-o", out, "--resume", "--positive"]
     run("clapsep", *words, "rain")
     assert "0 done, 0 failed, 2 skipped" in run("clapsep", *words, "rain").stderr
-    assert "a.wav exists and is not what this run would make" in run("clapsep", *words, "wind", code=2).stderr
+    assert "a.wav exists and its mixture, question, bundle or settings have changed" in run("clapsep", *words, "wind", code=2).stderr
     assert "2 done" in run("clapsep", *words, "wind", "--force").stderr
     wav("b.wav", n=18000)
-    assert "b.wav exists and is not" in run("clapsep", *words, "wind", code=2).stderr
+    assert "b.wav exists and its mixture" in run("clapsep", *words, "wind", code=2).stderr
     assert "1 done, 0 failed, 1 skipped" in run("clapsep", *words, "wind", "--force").stderr
     assert sf.info(out / "b.wav").frames == 18000
     done = records(out)[-1]
@@ -107,10 +108,10 @@ def test_an_output_that_was_changed_since_is_not_taken_for_finished(run, demo_bu
     words = ["separate", demo_bundle, wav("a.wav"), "-o", out, "--resume", "--positive", "rain"]
     run("clapsep", *words)
     (out / "a.wav").write_bytes(b"junk")
-    assert "is not what this run would make" in run("clapsep", *words, code=2).stderr
+    assert "a.wav exists and has been changed since it was made" in run("clapsep", *words, code=2).stderr
     run("clapsep", *words, "--force")
     run("clapsep", "separate", demo_bundle, tmp_path / "a.wav", "-o", out / "a.wav", "--positive", "wind", "--force")
-    assert "is not what this run would make" in run("clapsep", *words, code=2).stderr
+    assert "a.wav exists and has been changed since it was made" in run("clapsep", *words, code=2).stderr
 
 
 def test_what_a_kill_left_of_several_outputs_is_made_again(run, demo_bundle, wav, tmp_path, monkeypatch):
@@ -123,7 +124,7 @@ def test_what_a_kill_left_of_several_outputs_is_made_again(run, demo_bundle, wav
     (out / "a.dog.wav").unlink()
     monkeypatch.chdir(tmp_path)
     words[words.index(out)] = "../" + tmp_path.name + "/./out"  # the same place by another name
-    assert "1 done" not in run("clapsep", *words).stderr
+    run("clapsep", *words)
     assert (out / "a.dog.wav").read_bytes() == dog
     assert [record["status"] for record in records(out)] == ["started", "made", "started", "made", "done"]
 
@@ -168,7 +169,7 @@ def test_outputs_of_others_are_not_taken_for_finished(run, demo_bundle, wav, tmp
     shutil.copy(wav("a.wav"), out / "a.wav")
     words = ["separate", demo_bundle, tmp_path / "a.wav", "--positive", "rain", "-o", out]
     assert "a.wav exists" in run("clapsep", *words, code=2).stderr
-    assert "is not what this run would make" in run("clapsep", *words, "--resume", code=2).stderr
+    assert "clapsep.jsonl is not there to say what made it" in run("clapsep", *words, "--resume", code=2).stderr
 
 
 def test_a_job_list_asks_every_mixture_its_own_question(run, demo_bundle, separator, wav, tmp_path):
@@ -181,7 +182,7 @@ def test_a_job_list_asks_every_mixture_its_own_question(run, demo_bundle, separa
     ]
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     done = run("clapsep", "separate", demo_bundle, tmp_path / "jobs.jsonl", "-o", tmp_path / "out", code=1)
-    assert "missing.wav is not a file" in done.stderr
+    assert re.search(r"error: \S+jobs.jsonl line 3: \S+missing.wav is not a file", done.stderr)
     mixture, rate = read_audio(tmp_path / "a.wav")
     for name, question in {"a.wav": ("rain", None), "b.wav": ("a siren", "rain"), "d.x.wav": ("wind", None)}.items():
         np.testing.assert_array_equal(read_audio(tmp_path / "out" / name)[0], separator.separate(mixture, rate, *question))

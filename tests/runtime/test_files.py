@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from clapsep.runtime.audiofile import read_audio
-from clapsep.runtime.errors import AudioError, OutputExists
+from clapsep.runtime.errors import AudioError, InputError, OutputExists
 from clapsep.runtime.files import separate_file
 
 PEAK = """
@@ -49,6 +49,22 @@ def test_a_peak_above_1_is_kept_in_float_and_lowered_in_integers(separator, cond
     assert peak > 1
     np.testing.assert_allclose(lowered, whole / peak, atol=1e-6)
     assert result.notes == (f"{outputs[1]}: lowered by {20 * np.log10(peak):.2f} dB",)
+
+
+def test_calls_that_cannot_be(separator, conditions, wav, tmp_path):
+    source = wav("a.wav")
+    before = source.read_bytes()
+    with pytest.raises(InputError, match="would be overwritten by its result"):
+        separate_file(separator, source, [tmp_path / "x" / ".." / "a.wav"], conditions[:1], force=True)
+    for outputs in ([tmp_path / "b.wav"], [tmp_path / "b.wav"] * 2):
+        with pytest.raises(InputError, match="an output of its own"):
+            separate_file(separator, source, outputs, conditions)
+    with pytest.raises(AudioError, match="no path"):
+        separate_file(separator, 3, [tmp_path / "b.wav"], conditions[:1])
+    assert os.listdir(tmp_path) == ["a.wav"]
+    assert source.read_bytes() == before
+    separate_file(separator, str(source), [str(tmp_path / "b.wav")], ["rain"])
+    assert sf.info(tmp_path / "b.wav").frames == 16000
 
 
 def test_what_publishing_raises_discards_everything(separator, conditions, wav, tmp_path):

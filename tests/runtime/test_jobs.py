@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -38,8 +39,12 @@ def test_one_file_into_a_file_or_a_folder(files):
 
 
 def test_folders_keep_their_structure_and_leave_out_what_is_no_audio_and_the_results(files):
-    files("rec/a.wav", "rec/b/c.FLAC", "rec/notes.txt", "rec/.hidden.wav", "rec/.git/x.wav", "rec/out/a.wav")
-    assert planned(["rec"], "rec/out") == {"rec/a.wav": ["rec/out/a.wav"], "rec/b/c.FLAC": ["rec/out/b/c.FLAC"]}
+    files("rec/a.wav", "rec/b/c.FLAC", "rec/b/d.au", "rec/notes.txt", "rec/.hidden.wav", "rec/.git/x.wav", "rec/out/a.wav")
+    assert planned(["rec"], "rec/out") == {
+        "rec/a.wav": ["rec/out/a.wav"],
+        "rec/b/c.FLAC": ["rec/out/b/c.FLAC"],
+        "rec/b/d.au": ["rec/out/b/d.wav"],
+    }
 
 
 def test_patterns(files):
@@ -112,7 +117,8 @@ def test_a_job_list_with_columns(files):
         ("j.jsonl", '{"input": "a.wav", "targets": ["x"]}', "targets must be like"),
         ("j.jsonl", '{"input": "a.wav", "targets": {"../x": "a"}}', "is not NAME=TEXT"),
         ("j.jsonl", '{"input": "a.wav", "targets": {"x": 3}}', "is not NAME=TEXT"),
-        ("j.jsonl", '{"input": "a.wav"}\n{"input": "a.wav", "output": "A.WAV"}', "both be written"),
+        ("j.jsonl", '{"input": "a.wav"}\n{"input": "a.wav", "output": "./a.wav"}', "both be written"),
+        ("j.csv", "input,targets\na.wav,dog=a dog\n", "targets must be like"),
         ("j.jsonl", '{"input": "a.wav", "output": "a.doc"}', "a.doc has no known audio extension"),
         ("j.jsonl", '{"input": "a.wav", "output": "a\\u0000.wav"}', "no file can be called"),
         ("j.jsonl", '{"input": "a.wav", "positive_audio": "a\\u0000.wav"}', "no file can be called"),
@@ -127,6 +133,25 @@ def test_job_lists_that_cannot_be(files, name, text, reason):
     Path(name).write_text(text)
     with pytest.raises(InputError, match=reason):
         plan_jobs([name], Path("out"), RAIN)
+
+
+def test_targets_in_a_table(files):
+    files("a.wav")
+    Path("jobs.csv").write_text('input,targets\na.wav,"{""dog"": ""a dog"", ""x"": ""rain""}"\n')
+    (job,) = plan_jobs(["jobs.csv"], Path("out"), RAIN)
+    assert [str(path) for path in job.outputs] == ["out/a.dog.wav", "out/a.x.wav"]
+    assert job.where == "jobs.csv line 2"
+
+
+@pytest.mark.parametrize(("system", "fine"), [("linux", True), ("darwin", False)])
+def test_names_that_differ_in_case_are_one_where_file_systems_know_none(files, monkeypatch, system, fine):
+    files("a.wav", "b/A.wav")
+    monkeypatch.setattr(sys, "platform", system)
+    if fine:
+        assert len(planned(["a.wav", "b/A.wav"])) == 2
+        return
+    with pytest.raises(InputError, match="of a.wav and of b/A.wav"):
+        planned(["a.wav", "b/A.wav"])
 
 
 def test_a_job_list_that_is_no_text(files):
@@ -144,7 +169,6 @@ def test_a_job_list_that_is_no_text(files):
         (["a.wav"], "o.doc", RAIN, "no known audio extension"),
         (["a.wav"], "no/o.wav", RAIN, "no is not a directory"),
         (["a.wav", "b/a.wav"], "out", RAIN, "two results"),
-        (["a.wav", "b/A.wav"], "out", RAIN, "two results"),
         (["a.wav", "b/A.wav"], "o.wav", RAIN, "give a directory"),
         (["a.wav"], "-", RAIN, "give a directory"),
         (["a.wav"], "noname", RAIN, "give a directory"),

@@ -201,7 +201,11 @@ def test_no_input_is_no_output(demo_bundle):
         (["--positive", "a", "--hop", "3"], b"", "hop of 3.0 s does not fit"),
         (["--positive", "a", "--overlap", "nan"], b"", "overlap of nan"),
         (["--positive", "a", "--peak", "nan"], b"", "peak of nan"),
-        (["--positive", "a"], np.array([0, np.nan], "<f4").tobytes(), "1 NaN or infinite samples"),
+        (
+            ["--positive", "a"],
+            np.array([0, np.nan], "<f4").tobytes(),
+            "after 0.00 s of input: a block has 1 NaN or infinite samples; repair the recording first (--format is f32le)",
+        ),
     ],
 )
 def test_failures_are_one_sentence(demo_bundle, args, data, reason):
@@ -234,17 +238,36 @@ def running(demo_bundle):
         process.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it(running, number):
+def test_a_signal_ends_it(running):
     running.stdin.write(noise(64_000).tobytes())
     running.stdin.flush()
     assert len(running.stdout.read(32_000)) == 32_000
-    running.send_signal(number)
+    running.send_signal(signal.SIGTERM)
     assert running.wait(30) == 130
     said = running.stderr.read().decode()
-    assert said.startswith("interrupted\n")
+    assert said.startswith("interrupted: what was not written yet is lost\n")
     assert "s of audio, RTF" in said
     assert "Traceback" not in said
+
+
+def test_ctrl_c_loses_nothing_that_came_in(running, live):
+    x = noise(64_000)[0]
+    running.stdin.write(x.tobytes())
+    running.stdin.flush()
+    first = running.stdout.read(32_000)
+    time.sleep(0.3)
+    running.send_signal(signal.SIGINT)
+    y = np.frombuffer(first + running.stdout.read(), "<f4")
+    assert running.wait(30) == 130
+    assert "writing what has come in" in running.stderr.read().decode()
+    np.testing.assert_array_equal(y, live.separate(x, 32000, "rain"))
+
+
+@pytest.mark.parametrize("magic", [b"RIFF", b"fLaC", b"OggS", b"FORM", b"ID3"])
+def test_files_are_not_taken_for_pcm(demo_bundle, magic):
+    out, said = stream(demo_bundle, magic + bytes(99), "--positive", "rain", "--format", "s16le", code=2)
+    assert out == b""
+    assert "and not raw PCM" in said
 
 
 def test_a_signal_ends_it_while_nobody_reads_the_output(running):

@@ -78,6 +78,13 @@ def test_a_block_much_longer_than_a_window_needs_no_more_memory_than_its_results
     assert len(ready) + len(stream.finish()) == 20_000
 
 
+def test_sound_louder_than_was_announced_is_said_once(separator, caplog):
+    stream = separator.stream("rain", peak=2)
+    for level in (1.9, 3.0, 3.0):
+        stream.push(np.full(10, level))
+    assert caplog.text.count("samples reach 3 and a peak of 2 was announced") == 1
+
+
 def test_another_query_from_the_next_window_on(live):
     x, n = noise(6 * 32000), 3 * 32000
     stream = live.stream("rain")

@@ -107,7 +107,7 @@ def test_the_state_is_as_large_after_a_long_sound_as_before():
 @pytest.mark.parametrize(
     ("overlap", "hop", "reason"),
     [(-1, None, "overlap of -1"), (0.6, None, "0 to 0.5 s"), (float("nan"), None, "nan"), ("1", None, "overlap of 1"),
-     (0.5, 0.6, "up to 0.5 s"), (0.1, 10**400, "hop of 1000"), (0.1, 0, "hop of 0 s"), (0.1, float("nan"), "hop of nan"), (0.1, "1", "hop of 1 s")],
+     (0.5, 0.6, "at most 0.5 s"), (0.1, 10**400, "hop of 1000"), (0.1, 0, "hop of 0 s"), (0.1, float("nan"), "hop of nan"), (0.1, "1", "hop of 1 s")],
 )  # fmt: skip
 def test_plans_that_cannot_be(overlap, hop, reason):
     with pytest.raises(QueryError, match=reason):
