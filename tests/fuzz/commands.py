@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 import shutil
 import sys
@@ -132,6 +133,7 @@ def _furnish(room: Path) -> None:
     for name in ("mix.wav", "mix.flac"):
         sf.write(room / name, np.random.default_rng(4).uniform(-0.5, 0.5, 4000), 32000)
     (room / "folder").mkdir()
+    (room / "mix.pcm").write_bytes(np.random.default_rng(5).uniform(-0.5, 0.5, 9000).astype("<f4").tobytes())
     (room / "jobs.jsonl").write_text('{"input": "mix.wav", "output": "job.wav"}')
     (room / "empty.wav").touch()
     (room / "text.wav").write_text("no sound")
@@ -151,9 +153,10 @@ def _run(command: object, data: bytes) -> None:
     room = Path("room").absolute()
     _furnish(room)
     code: object = 0
+    logging.getLogger().handlers.clear()  # they would write to the stderr of an earlier call
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(room))
-        sound = stack.enter_context(open("mix.wav", errors="replace"))
+        sound = stack.enter_context(open("mix.pcm", errors="replace"))
         out = stack.enter_context(open(room.with_name("out.txt"), "w", encoding="utf-8", errors="strict"))
         err = stack.enter_context(open(room.with_name("err.txt"), "w", encoding="utf-8", errors="backslashreplace"))
         for name, file in (("argv", words), ("stdin", sound), ("stdout", out), ("stderr", err)):
