@@ -111,12 +111,12 @@ def _outputs(item: _Found, folder: Path) -> Iterator[Path]:
 def _check(jobs: Sequence[Job]) -> None:
     """Whatever would go wrong for sure is said before anything is computed."""
     targets = [target for job in jobs for target in job.outputs]
-    mixtures = {job.mixture.resolve() for job in jobs}
-    clips = {clip.resolve() for asked in {id(job.asked): job.asked for job in jobs}.values() for clip in asked.clips}
+    mixtures = {os.path.realpath(job.mixture) for job in jobs}
+    clips = {os.path.realpath(clip) for asked in {id(job.asked): job.asked for job in jobs}.values() for clip in asked.clips}
     for target in targets:
-        if target.resolve() in mixtures:
+        if os.path.realpath(target) in mixtures:
             raise InputError(f"{target} would overwrite a mixture; choose another output")
-        if target.resolve() in clips:
+        if os.path.realpath(target) in clips:
             raise InputError(f"{target} would overwrite an example of a query; choose another output")
         if target.suffix.lower() not in FORMATS:
             raise InputError(f"{target} has no known audio extension; use one of: {' '.join(FORMATS)}")
@@ -145,34 +145,34 @@ def _find(text: str, output: Path, asked: Asked) -> Iterable[_Found]:
         return _in_folder(path, output, asked)
     if os.path.isfile(path):
         return _in_list(path, asked) if _is_list(text) else [_Found(path, PurePath(path.name), asked)]
-    names = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
-    files = [Path(name) for name in names if os.path.isfile(name)]
-    if not files:
-        raise InputError(
-            f"{text} is not a file; check the path" if not glob.has_magic(text) else f"{text} matches no file; check the pattern"
-        )
-    results, root = output.resolve(), _fixed_part(text)
-    mixtures = [file for file in files if not file.resolve().is_relative_to(results)]
-    return [_Found(file, PurePath(os.path.relpath(file, root)), asked) for file in mixtures]
+    if not glob.has_magic(text):
+        raise InputError(f"{text} is not a file; check the path")
+    results = Path(os.path.realpath(output))
+    files = [name for name in sorted(glob.glob(text, recursive=True)) if os.path.isfile(name)]
+    mixtures = [Path(name) for name in files if not Path(os.path.realpath(name)).is_relative_to(results)]
+    if not mixtures:
+        raise InputError(f"{text} matches no file{' but results' * bool(files)}; check the pattern")
+    return [_Found(file, _below_pattern(file, path), asked) for file in mixtures]
 
 
-def _fixed_part(pattern: str) -> Path:
-    """The folder below which a pattern begins to be one; results keep the structure below it."""
-    parts = Path(pattern).parts
-    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
+def _below_pattern(file: Path, pattern: Path) -> PurePath:
+    """Results keep the structure below the folder in which a pattern begins to be one."""
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1]))
+    place = PurePath(os.path.relpath(file, root))
+    return PurePath(file.name) if ".." in place.parts else place
 
 
 def _in_folder(folder: Path, output: Path, asked: Asked) -> list[_Found]:
     """Audio files by their extensions; neither hidden ones nor those in the output folder."""
-    results, files = output.resolve(), []
-    if results == folder.resolve():
+    results, files = os.path.realpath(output), []
+    if results == os.path.realpath(folder):
         raise InputError(f"{output} holds the mixtures; choose another directory for the results")
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read ({error.strerror}); leave it out, or change its permissions") from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and (Path(place) / name).resolve() != results)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and os.path.realpath(Path(place, name)) != results)
         files += [Path(place, name) for name in sorted(names) if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
     if not files:
         raise InputError(f"{folder} holds no audio files ({' '.join(SUFFIXES)}); check the path")

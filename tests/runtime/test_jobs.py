@@ -53,6 +53,10 @@ def test_patterns(files):
     assert list(planned(["rec/**/*.wav"])) == ["rec/a.wav", "rec/b.wav", "rec/c/d.wav", "rec/e[1].wav"]
     assert planned(["rec/*/*.wav"]) == {"rec/c/d.wav": ["out/c/d.wav"]}
     assert list(planned(["rec/**/*.wav"], "rec/c")) == ["rec/a.wav", "rec/b.wav", "rec/e[1].wav"]  # not the results
+    assert planned(["rec/c/../*.wav"])["rec/c/../a.wav"] == ["out/a.wav"]
+    assert planned(["rec/c*/../../rec/a.wav"]) == {"rec/c/../../rec/a.wav": ["out/a.wav"]}  # never above the output folder
+    with pytest.raises(InputError, match="no file but results"):
+        planned(["rec/c/*.wav"], "rec")
     assert planned(["rec/e[1].wav"], "o.wav") == {"rec/e[1].wav": ["o.wav"]}  # a file is a file, whatever its name
 
 
@@ -190,6 +194,13 @@ def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(files):
     os.chmod("rec/b", 0)
     with pytest.raises(InputError, match="rec/b cannot be read"):
         plan_jobs(["rec"], Path("out"), RAIN)
+
+
+def test_links_in_a_circle(files):
+    files("a.wav")
+    os.mkdir("out")
+    os.symlink("a.wav", "out/a.wav")
+    assert planned(["a.wav"]) == {"a.wav": ["out/a.wav"]}
 
 
 def test_an_error_while_a_folder_is_walked_is_said(files, monkeypatch):
