@@ -6,7 +6,9 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +175,7 @@ def _opened(path: Path, limits: Limits = LIMITS) -> Iterator[Any]:
     if size > limits.bytes:
         raise LimitError(f"{path} has {size} bytes, and {limits.bytes} are allowed; raise --max-bytes")
     try:
-        with path.open("rb") as stream, sf.SoundFile(stream) as file:
+        with path.open("rb") as stream, sf.SoundFile(stream.fileno(), closefd=False) as file:
             if file.channels > limits.channels:
                 raise LimitError(f"{path} has {file.channels} channels, and {limits.channels} are allowed; raise --max-channels")
             yield file
@@ -259,6 +261,22 @@ class _Target:
         return len(data)
 
 
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """An interrupt while libsndfile calls `_Target` would be printed and forgotten; it comes afterwards instead."""
+    pending: list[int] = []
+    main = threading.current_thread() is threading.main_thread()  # no other runs handlers
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(n) is not None]
+    handlers = {number: signal.signal(number, lambda number, _frame: pending.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in pending:
+            signal.raise_signal(number)
+
+
 class AudioSink:
     """Samples on their way into an audio file. They lie on disk as float32 until their peak is known.
 
@@ -295,8 +313,10 @@ class AudioSink:
         with self._writing():
             self._spool.seek(0)
             for block in self._blocks():
-                self._encoded.write(np.clip(block * gain, -1, 1) if self.lowered else block)
-            self._encoded.close()
+                with _signals_deferred():
+                    self._encoded.write(np.clip(block * gain, -1, 1) if self.lowered else block)
+            with _signals_deferred():
+                self._encoded.close()
             if self._target.error is not None:
                 raise self._target.error
             os.fsync(self._file.fileno())
@@ -330,9 +350,15 @@ def new_audio(path: Path, sample_rate: int, channels: int, kind: str, subtype: s
         OutputError: the format cannot hold this, or the disk is full, or the place is not writable.
     """
     with new_file(path, force=force) as file, tempfile.TemporaryFile(dir=path.parent) as spool:
-        target = _Target(file)
-        with contextlib.closing(_encoder(target, path, sample_rate, channels, kind, subtype)) as encoded:
+        target, encoded = _Target(file), None
+        try:
+            with _signals_deferred():
+                encoded = _encoder(target, path, sample_rate, channels, kind, subtype)
             yield AudioSink(path, file, encoded, target, spool)
+        finally:
+            if encoded is not None:
+                with _signals_deferred():
+                    encoded.close()
 
 
 def _encoder(target: _Target, path: Path, sample_rate: int, channels: int, kind: str, subtype: str) -> Any:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -80,6 +81,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # engines do not survive a fork
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_main, args=(theirs, open_work, log.getEffectiveLevel()), daemon=True)
+        resource_tracker.ensure_running()  # its start would undo the next line
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for the parent, which ends this process
         try:
             self._process.start()
@@ -148,6 +150,7 @@ class _Worker:
 
 def _main(connection: Connection, open_work: Callable[[], Work[Any, Any]], level: int) -> None:
     """The life of a worker. It ends when its parent does, since the connection ends then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     with contextlib.suppress(EOFError, ConnectionError, Orphaned):

@@ -1,6 +1,7 @@
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+from clapsep.runtime import audiofile
 from clapsep.runtime.audiofile import AudioFile, Limits, new_audio, output_format, read_audio, scan
 from clapsep.runtime.errors import AudioError, LimitError, OutputError
 
@@ -213,6 +215,26 @@ def test_an_output_whose_making_fails_vanishes(tmp_path):
 
     with pytest.raises(AudioError):
         fail()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_within_libsndfile_comes_afterwards_and_is_not_lost(tmp_path, monkeypatch, number):
+    """Python would print and forget what a handler raises within a callback."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audiofile._Target, "tell", lambda self: signal.raise_signal(number) or self._at)
+    monkeypatch.setattr(audiofile._Target, "seek", lambda self, *_: signal.raise_signal(number) or self._at)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "a.wav", np.zeros((1, 100), np.float32))
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
     assert os.listdir(tmp_path) == []
 
 
