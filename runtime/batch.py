@@ -50,7 +50,8 @@ class Batch:
     """A run over jobs.
 
     Attributes:
-        separator: arguments of `Separator`; every worker opens one.
+        separator: does the work in this process.
+        arguments: of that `Separator`; every other process opens one.
         jobs: what to do.
         common: questions that are asked of several mixtures; if one is bad, nothing is run.
         workers: processes with engines of their own; 1 works in this process.
@@ -59,7 +60,8 @@ class Batch:
         resume: leave out what the log says an earlier run made, and replace what of a job it made in part.
     """
 
-    separator: Mapping[str, Any]
+    separator: Separator
+    arguments: Mapping[str, Any]
     jobs: Sequence[Job]
     common: Sequence[Question] = ()
     workers: int = 1
@@ -73,8 +75,8 @@ class Batch:
         Raises:
             OutputExists: an output is there that is not this run's, and `force` is not set.
         """
-        bundle = sha256_of(Path(self.separator["bundle"]) / MANIFEST)
-        settings = {"bundle": bundle, **{name: self.separator.get(name) for name in SETTINGS}}
+        bundle = sha256_of(self.separator.bundle.path / MANIFEST)
+        settings = {"bundle": bundle, **{name: self.arguments.get(name) for name in SETTINGS}}
         tasks = (self._task(job, fingerprint(job, settings)) for job in self.jobs)
         return [task for task in tasks if task is not None]
 
@@ -103,16 +105,19 @@ class Batch:
         Raises:
             InputError: another run writes to the same log.
             OutputError: a folder or the log cannot be written.
-            ClapsepError: nothing can be run: the bundle does not open, the engine cannot run here, a common question is bad.
+            ClapsepError: nothing can be run: a graph does not open, a common question is bad.
         """
         for folder in sorted({output.parent for job in self.jobs for output in job.outputs}):
             _prepare(folder)
-        open_work = partial(_open_work, dict(self.separator), tuple(self.common), None if self.log is None else self.log.path)
+        common, log = tuple(self.common), None if self.log is None else self.log.path
         workers, summary = min(self.workers, len(tasks)), Summary(skipped=len(self.jobs) - len(tasks))
         with contextlib.ExitStack() as stack:
             if self.log:
                 stack.enter_context(self.log.alone())
-            run = run_here(open_work, tasks, report) if workers < 2 else run_in_processes(open_work, tasks, report, workers)
+            if workers < 2:
+                run = run_here(partial(_work, self.separator, common, log), tasks, report)
+            else:
+                run = run_in_processes(partial(_open_work, dict(self.arguments), common, log), tasks, report, workers)
             for outcome in stack.enter_context(contextlib.closing(run)):
                 self._note(outcome, summary, finished)
         return summary
@@ -144,8 +149,11 @@ def _prepare(folder: Path) -> None:
 
 
 def _open_work(arguments: Mapping[str, Any], common: Sequence[Question], log: Path | None) -> Work[Task, Separated]:
-    """Open the bundle and make sure of the common questions; what comes back separates a job's mixture."""
-    separator = Separator(**arguments)
+    return _work(Separator(**arguments), common, log)
+
+
+def _work(separator: Separator, common: Sequence[Question], log: Path | None) -> Work[Task, Separated]:
+    """Make sure of the common questions; what comes back separates a job's mixture."""
     for question in common:
         separator.condition(*question)
     record = None if log is None else Log(log, read=False)

@@ -122,7 +122,6 @@ def separate(
     limits = Limits(bytes=max_bytes, channels=max_channels, seconds=max_seconds)
     arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing(preset, hop, overlap), **options}
     batch = _batch(arguments, inputs, output, asked, jobs, force, log_file, resume)
-    open_separator(**arguments)  # before anything else is touched; a worker opens its own
     summary = _run(batch)
     if len(batch.jobs) == 1 and summary.failed:
         raise summary.failed[0][1]
@@ -150,7 +149,7 @@ def _batch(
     workers = min(workers, len(jobs))
     if workers > 1 and arguments["threads"] is None:
         arguments["threads"] = max(1, len(usable_processors()) // workers)
-    return Batch(arguments, jobs, common, workers, force, None if log_file is None else Log(log_file), resume)
+    return Batch(open_separator(**arguments), arguments, jobs, common, workers, force, None if log_file is None else Log(log_file), resume)
 
 
 def _run(batch: Batch) -> Summary:

@@ -120,8 +120,8 @@ class Stream:
         """Ask for something else from the next window on, at most one hop later; the old result fades into the new one.
 
         Raises:
-            QueryError: as for `Separator.separate`, or the stream answers several queries.
-            StreamError: as for `push`.
+            QueryError: as for `Separator.separate`.
+            StreamError: as for `push`, or the stream answers several queries.
         """
         if not self._single:
             raise StreamError("the stream answers several queries, which stay as they are; open another one")
