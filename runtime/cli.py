@@ -96,7 +96,7 @@ def separate(
     negative_audio: tuple[Path, ...],
     output: Path,
     engine: str,
-    preset: str,
+    preset: str | None,
     hop: float | None,
     overlap: float | None,
     alpha: float,
@@ -120,7 +120,7 @@ def separate(
     named = {name: Query(text) for name, text in targets.items()}
     asked = Asked(named or {"": Query(positive, positive_audio, alpha)}, Query(negative, negative_audio, alpha))
     limits = Limits(bytes=max_bytes, channels=max_channels, seconds=max_seconds)
-    arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing(preset, hop, overlap), **options}
+    arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing("offline", preset, hop, overlap), **options}
     batch = _batch(arguments, inputs, output, asked, jobs, force, log_file, resume)
     summary = _run(batch)
     if len(batch.jobs) == 1 and summary.failed:

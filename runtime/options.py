@@ -69,18 +69,18 @@ engine_options = _all_of(
 
 
 def window_options(preset: str) -> Callable[[Function], Function]:
-    """`preset` is the default."""
+    """`preset` is what is taken where nothing is given."""
     return _all_of(
-        click.option("--preset", type=click.Choice(list(PRESETS)), default=preset, show_default=True, help="Hop and overlap."),
+        click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Hop and overlap of models with windows.  [default: {preset}]"),
         click.option("--hop", type=float, metavar="SECONDS", help="From one window to the next.  [default: the preset's]"),
         click.option("--overlap", type=float, metavar="SECONDS", help="In which windows hand over.  [default: the preset's]"),
     )
 
 
-def windowing(preset: str, hop: float | None, overlap: float | None) -> dict[str, float | None]:
-    """`hop` and `overlap`, those of the preset where they were not given."""
-    given = {"hop": hop, "overlap": overlap}
-    return PRESETS[preset] | {name: seconds for name, seconds in given.items() if seconds is not None}
+def windowing(default: str, preset: str | None, hop: float | None, overlap: float | None) -> dict[str, float | None]:
+    """`hop` and `overlap`, those of the preset where they were not given; nothing if nothing was, as causal models have neither."""
+    given = {name: seconds for name, seconds in {"hop": hop, "overlap": overlap}.items() if seconds is not None}
+    return PRESETS[preset or default] | given if preset or given else {}
 
 
 def open_separator(bundle: Path, engine: str, **options: Any) -> Separator:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from .audio import check_rate, check_samples, to_mono
 from .audiofile import LIMITS, Limits, read_audio
 from .cache import Cache
+from .clap import ClapTowers
 from .dsp import Float32
 from .errors import LimitError, QueryError
-from .family import Family
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -72,18 +72,17 @@ class QueryEncoder:
 
     def __init__(
         self,
-        family: Family,
+        towers: ClapTowers,
         tokenizer: Callable[[], Tokenizer],
         engine: Callable[[str], Engine],
         crop: str | None = None,
-        words: Sequence[str] | None = None,
         short_context: int = 0,
         limits: Limits = LIMITS,
     ) -> None:
-        self._family, self._open_tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
+        self.towers, self._open_tokenizer, self._engine, self._crop = towers, tokenizer, engine, crop
         self._limits = limits
         self._short_context = short_context  # tokens that the graph for short texts takes; 0 if there is none
-        self._words = None if words is None else set(words)  # those that a small model was trained on
+        self._words = None if towers.rule.words is None else set(towers.rule.words)  # those that a small model was trained on
         self._cache = Cache(CACHE_SIZE)
         self._lock = Lock()
 
@@ -103,7 +102,7 @@ class QueryEncoder:
         return self._stack([self._audio(clip) for clip in clips])
 
     def _stack(self, rows: list[Float32]) -> Float32:
-        return np.stack(rows) if rows else np.zeros((0, self._family.embedding_size), np.float32)
+        return np.stack(rows) if rows else np.zeros((0, self.towers.embedding_size), np.float32)
 
     def embed(self, query: Query) -> Float32 | None:
         """Embedding [embedding] of a query, None for an empty one. Mixed and averaged vectors are not normalised again."""
@@ -156,7 +155,7 @@ class QueryEncoder:
         return self._cache.get(key, lambda: self._encode_audio(mono, rate))
 
     def _encode_audio(self, mono: Float32, rate: int) -> Float32:
-        log_mels = self._family.query_features(mono, rate, self._crop)
+        log_mels = self.towers.features(mono, rate, self._crop)
         engine = self._engine("audio_encoder")
         embeddings = [engine.run({"log_mel": log_mel[None]})["embedding"][0] for log_mel in log_mels]
         return np.stack(embeddings).mean(0)
