@@ -1,7 +1,7 @@
 """Conformer extractor (Saijo et al. 2024, "Leveraging Audio-Only Data for Text-Queried Target Sound Extraction").
 
-No code and no weights are published, so nothing pins these definitions but the paper's text (sections III and IV-A; marked [P]) and, where it
-is silent, the standard choices of Gulati et al. 2020 ([G]) and ours ([O]). Tensors of a checkpoint have the names of `Extractor`'s state.
+No code and no weights are published, so nothing pins these definitions but the paper's text (sections III and IV-A; marked [P]) and, where
+it is silent, the standard choices of Gulati et al. 2020 ([G]) and ours ([O]). A checkpoint's tensors have the names of `Extractor`'s state.
 
 `Extractor` computes what the text says, term by term: it is the reference. `Separator` is what goes into the graph: the same function with
 constants folded, for one number of frames. They share weights and no arithmetic.
