@@ -16,9 +16,8 @@ from .audio import MAX_CHANNELS
 from .commands import debug_option
 from .dsp import Float32
 from .errors import InputError
-from .options import EXISTING, engine_options, open_separator, query_options, window_options, windowing
+from .options import EXISTING, engine_options, open_separator, query_options, take_queries, window_options, windowing
 from .pcm import FORMATS, Pump, Reader, whole_frames, write_all
-from .query import Query
 from .separator import Separator
 from .stream import Stream
 from .windows import PRESETS
@@ -40,11 +39,6 @@ PRESET = "balanced"
 @debug_option
 def stream(
     bundle: Path,
-    positive: str | None,
-    negative: str | None,
-    positive_audio: tuple[Path, ...],
-    negative_audio: tuple[Path, ...],
-    alpha: float,
     form: str,
     rate: int | None,
     channels: int,
@@ -52,7 +46,7 @@ def stream(
     hop: float | None,
     overlap: float | None,
     peak: float,
-    **engine: Any,
+    **options: Any,
 ) -> None:
     """Separate raw PCM from stdin with BUNDLE as it comes, to stdout.
 
@@ -65,8 +59,9 @@ def stream(
     stdout ends it.
     """
     _refuse_terminals()
-    separator = open_separator(bundle, **windowing(PRESET, preset, hop, overlap), **engine)
-    condition = separator.condition(Query(positive, positive_audio, alpha), Query(negative, negative_audio, alpha))
+    queries = take_queries(options)
+    separator = open_separator(bundle, **windowing(PRESET, preset, hop, overlap), **options)
+    condition = separator.condition(*queries)
     usual = {} if separator.plan is None or preset or hop or overlap else PRESETS[PRESET]  # the separator's own are for files
     hop, overlap = usual.get("hop"), usual.get("overlap")
     opened = separator.stream(condition=condition, sample_rate=rate, channels=channels, hop=hop, overlap=overlap, peak=peak)

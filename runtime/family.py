@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..engines import Engine
 from . import families
 from .dsp import Float32
-from .errors import BundleError, ManifestError, QueryError
+from .errors import BundleError, ManifestError
 from .manifest import GraphEntry, Manifest
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Family(ABC):
         signed: whether a negative query means anything.
         window_samples: of one window; for families without windows an excerpt longer than what a result depends on.
         condition_size: length of a condition vector.
-        vectors: in words, what a condition vector is.
+        embedding_size: length of an embedding, of which conditions are made; the same but where a condition holds several.
+        vectors: in words, what a query's vector is: "a vector of …".
         towers: what the query encoders take, None if the bundle has none.
     """
 
@@ -79,18 +80,24 @@ class Family(ABC):
     def ask(self, positive: Query, negative: Query, embed: Embed, *, normalize: bool | None) -> Float32:
         """Queries, of which one may be empty → the condition vector [condition_size].
 
-        `embed` gives the towers' embedding of a query, None for an empty one.
+        `embed` gives the embedding of a query, its own vector or the towers', None for an empty one.
 
         Raises:
             QueryError: both are empty, or of a kind that the bundle does not take.
         """
-        if self.towers is None:
-            raise QueryError(f"this bundle takes no texts or examples, only vectors ({self.vectors}); give one as the condition")
         return self.condition(embed(positive), embed(negative), normalize=normalize)
 
+    @abstractmethod
     def condition(self, positive: Float32 | None, negative: Float32 | None, *, normalize: bool | None) -> Float32:
-        """Embeddings of the queries (None for a missing one) → the condition vector; for bundles with towers."""
-        raise NotImplementedError
+        """Embeddings of the queries (None for a missing one) → the condition vector; `normalize` None is the bundle's rule.
+
+        Raises:
+            QueryError: both are None, or there is nothing to normalise.
+        """
+
+    @property
+    def embedding_size(self) -> int:
+        return self.condition_size
 
 
 class WindowFamily(Family):

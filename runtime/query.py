@@ -1,4 +1,4 @@
-"""Queries: what to extract or to remove, said by text, by example sounds, or by both."""
+"""Queries: what to extract or to remove, said by text, by example sounds, by both, or by a vector that somebody else has computed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Clip = str | Path | tuple[NDArray[Any], int]
+VECTOR_LIMIT = 1 << 20  # bytes of a file
 CACHE_SIZE = 1024  # embeddings; 2 kB each
 
 
@@ -37,11 +38,13 @@ class Query:
 
     `text`: a caption such as "a dog barking"; `audio`: example clips, each a path or (samples [n] or [channels, n], sample
     rate); several are averaged (the paper's multi-shot query). With both, the embedding is alpha · audio + (1 - alpha) · text.
+    `vector`: an embedding in place of both, as an array or an .npy file. Models of labels take a text for one or several labels.
     """
 
     text: str | None = None
     audio: Sequence[Clip] = ()
     alpha: float = 0.5
+    vector: str | Path | NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         single = isinstance(self.audio, tuple) and len(self.audio) == 2 and isinstance(self.audio[1], int)
@@ -52,10 +55,36 @@ class Query:
         if not isinstance(self.alpha, float | int) or not 0 <= self.alpha <= 1:
             raise QueryError(f"alpha is {self.alpha}; give a weight from 0 (text only) to 1 (audio only)")
 
+        if self.vector is not None and (self.text is not None or self.audio):
+            raise QueryError("a query has a vector and a text or examples too; give one or the other")
+
     @property
     def empty(self) -> bool:
         """Nothing asked: a missing query is a zero vector, never the embedding of an empty text."""
-        return not (self.text and self.text.strip()) and not self.audio
+        return not (self.text and self.text.strip()) and not self.audio and self.vector is None
+
+
+def read_vector(vector: str | Path | NDArray[Any], size: int) -> Float32:
+    """A query's vector [size], from its array or file; files are not unpickled.
+
+    Raises:
+        QueryError: it cannot be read, or is not of so many finite numbers.
+    """
+    name = "the vector" if isinstance(vector, np.ndarray) else str(vector)
+    try:
+        array = vector if isinstance(vector, np.ndarray) else _read_npy(Path(vector))
+        values = array.astype(np.float32) if array.dtype.kind in "fiu" else np.empty(0, np.float32)
+    except (OSError, ValueError, EOFError) as error:
+        raise QueryError(f"{name} is not a vector ({error}); give an .npy file of {size} numbers") from error
+    if values.shape != (size,) or not np.isfinite(values).all():
+        raise QueryError(f"{name} is {array.dtype} {list(array.shape)}; this model takes {size} finite numbers")
+    return values
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    if path.stat().st_size > VECTOR_LIMIT:
+        raise ValueError(f"it is larger than {VECTOR_LIMIT >> 10} KiB")
+    return np.load(path, allow_pickle=False)
 
 
 def as_query(value: Query | str | None) -> Query:

@@ -22,7 +22,7 @@ from .errors import AudioError, EngineUnavailable, QueryError
 from .family import StepFamily, open_family
 from .graph import check_interface
 from .plans import SHORT_TEXT, Choice, choose, needs_gpu
-from .query import Clip, Query, QueryEncoder, as_query
+from .query import Clip, Query, QueryEncoder, as_query, read_vector
 from .routes import MapRoute, Maps, Route, StepRoute, open_route
 from .steps import Stepper
 from .stream import Stream
@@ -152,7 +152,7 @@ class Separator:
     def queries(self) -> QueryEncoder:
         """What embeds texts and examples; raises QueryError if the bundle has no encoders."""
         if self._queries is None:
-            raise QueryError(f"{self.bundle.path} has no query encoders, so it embeds neither texts nor examples")
+            raise QueryError(f"{self.bundle.path} has no encoders for texts or examples; give a query as {self.family.vectors}")
         return self._queries
 
     @property
@@ -184,7 +184,12 @@ class Separator:
         if not (self.family.signed or unwanted.empty):
             name = self.bundle.manifest.family
             raise QueryError(f"a negative query was given and {name} models take positive ones only; leave it out")
-        return self.family.ask(asked, unwanted, lambda query: self.queries.embed(query), normalize=self._normalize)
+        return self.family.ask(asked, unwanted, self._embed, normalize=self._normalize)
+
+    def _embed(self, query: Query) -> Float32 | None:
+        if query.empty:
+            return None
+        return self.queries.embed(query) if query.vector is None else read_vector(query.vector, self.family.embedding_size)
 
     def mask(self, windows: NDArray[Any], condition: Float32) -> Float32:
         """Mask [B, frames, bins] for windows [B, window_samples] at the model's rate; QueryError if the model has none."""

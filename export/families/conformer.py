@@ -24,8 +24,9 @@ from ...runtime.errors import CheckpointError
 from ...runtime.families.conformer import ConformerDsp
 from .. import torch_dsp
 from ..checkpoint import DERIVED, Checkpoint, Problems, Tensors
-from ..family import Derived, GraphSpec, Model, Wrap
+from ..family import Model
 from ..layers import LastAxisBatchNorm, freeze
+from ..specs import Derived, GraphSpec, Wrap
 from ..waveform import InverseStft, Stft, in_halves, in_order, squared
 
 FAMILY = "conformer"
@@ -361,7 +362,6 @@ class ConformerModel(Model):
     """An extractor's checkpoint, ready to be exported."""
 
     family = FAMILY
-    vocabulary = None  # pyright: ignore[reportAssignmentType] - no text tower
 
     def __init__(self, extractor: Extractor, dsp: ConformerDsp, weights: str) -> None:
         self.extractor, self.film, self.separator = extractor, Film(extractor), Separator(extractor, dsp.frames)
@@ -396,9 +396,6 @@ class ConformerModel(Model):
         """Four unit vectors, the same every time."""
         vectors = np.random.default_rng(0).standard_normal((4, self.config.condition))
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-    def query_features(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:
-        raise NotImplementedError("a Conformer extractor has no audio tower")
 
     @torch.inference_mode()
     def separate(self, mixture: NDArray[np.float32], condition: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -100,9 +100,13 @@ class Clapsep(WindowFamily):
         self._resampled = Pool(partial(np.empty, self._front_end.clip_samples, np.float32))
         self.towers = ClapTowers(self._front_end, decode(QueryRule, manifest.query, "query"), self.rule.embedding_size)
         self.condition_size = 2 * self.rule.embedding_size
-        self.vectors = "a positive and a negative CLAP embedding, side by side"
+        self.vectors = f"a vector of {self.rule.embedding_size} values, a CLAP embedding"
         self.towers.compare(manifest.graphs)
         self._compare_with_graphs(manifest.graphs)
+
+    @property
+    def embedding_size(self) -> int:
+        return self.rule.embedding_size
 
     def _compare_with_graphs(self, graphs: Mapping[str, GraphEntry]) -> None:
         """Constants that do not describe the graphs would be found out late, or fill the memory first."""

@@ -33,9 +33,7 @@ class ConformerDsp:
     def __post_init__(self) -> None:
         if not 0 < self.sample_rate < 1 << 20 or not 2 <= self.hop == self.n_fft // 2 < 1 << 20 or self.n_fft % 2:
             raise ValueError(f"dsp sizes must be a sample rate and a hop of half of n_fft: {self}")
-        if (
-            self.window_samples % self.hop or not 2 <= self.window_samples // self.hop < FRAMES
-        ):  # see Stft.inverse about a last part of a hop
+        if self.window_samples % self.hop or not 2 <= self.window_samples // self.hop < FRAMES:  # see Stft.inverse on a last part of a hop
             raise ValueError(f"a window must be of 2 to {FRAMES - 1} whole hops: {self}")
 
     @property
@@ -74,7 +72,7 @@ class Conformer(WindowFamily):
         self.rule = decode(ConditionRule, manifest.condition, "condition")
         self._stft = Stft(dsp.n_fft, dsp.hop)
         self.sample_rate, self.window_samples, self.condition_size = dsp.sample_rate, dsp.window_samples, self.rule.size
-        self.vectors = f"a CLAP embedding of {self.rule.size} values{', of unit norm' if self.rule.normalize else ''}"
+        self.vectors = f"a vector of {self.rule.size} values, a CLAP embedding"
         graphs = manifest.graphs
         film = {t.name: t.shape[1:] for t in graphs["film"].outputs}
         compare_shapes(graphs, "film", {"condition": (self.condition_size,), **film})

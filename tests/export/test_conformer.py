@@ -170,7 +170,7 @@ def test_it_says_of_itself_what_it_is(exported):
     assert made.variant["norm"] == "batch"
     assert "no published weights" in made.variant["definition"]
     assert made.dsp == {"sample_rate": 32000, "window_samples": WINDOW, "n_fft": 64, "hop": 32}
-    assert made.vocabulary is None
+    assert made.towers is None
 
 
 def test_a_file_is_read_and_recognised(tmp_path):
