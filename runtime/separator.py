@@ -85,7 +85,7 @@ class Separator:
         host_code: let version-compatible TensorRT plans run the host code that they bring; only for bundles that you trust as programs.
         normalize: override the bundle's rule whether the condition is a unit vector.
         crop: override the bundle's rule for audio queries longer than the model's window: start, center, loudest, average.
-        overlap: seconds in which one window hands over to the next; 1 by default.
+        overlap: seconds in which one window hands over to the next; 1 by default, or half a window if that is less.
         hop: seconds from one window to the next; the longest that fits (window less overlap) by default. A shorter one costs more and
             makes the results of a stream ready sooner; `windows.PRESETS` has pairs of both (docs/reliability.md). A causal model has
             steps of its own, and takes neither.
@@ -320,7 +320,8 @@ class Separator:
         family, (own_hop, own_overlap) = self.family, self._windowing
         hop, overlap = own_hop if hop is None else hop, own_overlap if overlap is None else overlap
         if not isinstance(family, StepFamily):
-            return WindowPlan.of(family.window_samples, family.sample_rate, OVERLAP if overlap is None else overlap, hop)
+            usual = min(OVERLAP, family.window_samples / family.sample_rate / 2)
+            return WindowPlan.of(family.window_samples, family.sample_rate, usual if overlap is None else overlap, hop)
         if hop is not None or overlap is not None:
             step = f"steps of {1000 * family.step / family.sample_rate:.3g} ms"
             raise QueryError(f"hop and overlap are for models with windows and this one goes in {step}; leave them out")
