@@ -14,7 +14,7 @@ from ...runtime.plans import runnable_routes
 from ...runtime.rates import resample
 from ...runtime.routes import ROUTES
 from ...runtime.separator import Separator
-from ...runtime.windows import OVERLAP, Windower, WindowPlan
+from ...runtime.windows import Windower
 from ..calibration import recording
 from .environment import physical_cores
 from .lab import CLIP_RATE, LONG_TEXT, SHORT_TEXT, Lab, Variant
@@ -52,7 +52,9 @@ def stages(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
 
 def _overlap_add(lab: Lab, x: Float32) -> None:
     """The windows of [n] samples, cut and joined."""
-    windower = Windower(WindowPlan.of(lab.window, lab.rate, OVERLAP), 1, lab.conditions(1)[0][None], lambda windows, _: windows[None])
+    plan = lab.separator(lab.variants[0]).plan
+    assert plan is not None
+    windower = Windower(plan, 1, lab.conditions(1)[0][None], lambda windows, _: windows[None])
     windower.push(x[None])
     windower.finish()
 
@@ -80,8 +82,9 @@ def _graph_calls(lab: Lab, variant: Variant) -> dict[str, Callable[[], object]]:
 def _given(lab: Lab, separator: Separator) -> dict[str, Arrays]:
     """What each graph is given, at last, for a text query, an audio query and one window."""
     with recording(separator, list(separator.choice.plans)) as given:
-        if lab.clip_seconds:
+        if lab.takes_text:
             separator.encode_text([next(lab.texts(length)) for length in (SHORT_TEXT, LONG_TEXT)])
+        if lab.clip_seconds:
             separator.encode_audio([next(lab.clips())])
         separator.separate(lab.noise(lab.window), lab.rate, condition=lab.conditions(1)[0])
     return {graph: feeds[-1] for graph, feeds in given.items() if feeds}
@@ -89,17 +92,15 @@ def _given(lab: Lab, separator: Separator) -> dict[str, Arrays]:
 
 def queries(lab: Lab, _: Sweeps) -> Iterator[Probe]:
     """Queries that are new, and a text that was asked before."""
-    if not lab.clip_seconds:
-        return
     separators = lab.separators()
-    for words in (SHORT_TEXT, LONG_TEXT):
+    for words in (SHORT_TEXT, LONG_TEXT) if lab.takes_text else ():
         for s in separators:
             call = partial(_encode_next, s.encode_text, lab.texts(words))
             yield Probe("text query", s.engine_name, call, {"words": words, "cached": "no"})
-    for s in separators:
+    for s in separators if lab.takes_text else ():
         call = partial(s.encode_text, [next(lab.texts())])
         yield Probe("text query", s.engine_name, call, {"words": SHORT_TEXT, "cached": "yes"})
-    for s in separators:
+    for s in separators if lab.clip_seconds else ():
         yield Probe("audio query", s.engine_name, partial(_encode_next, s.encode_audio, lab.clips()), {"cached": "no"}, lab.clip_seconds)
 
 

@@ -85,6 +85,7 @@ class Lab:
         self.rate, self.window = self.family.sample_rate, self.family.window_samples
         self.window_seconds = self.window / self.rate
         self.windowed = isinstance(self.family, WindowFamily)
+        self.takes_text = bundle.manifest.tokenizer is not None
         front_end = None if self.family.towers is None else self.family.towers.front_end
         self.clip_seconds = 0.0 if front_end is None else front_end.clip_samples / front_end.sample_rate  # 0: no audio queries
 

@@ -339,7 +339,7 @@ def test_new_queries_are_new(lab):
         found = {next(texts) for _ in range(1000)}
         assert len(found) == 1000
         assert {len(text.split()) for text in found} == {length}
-    assert not lab.separator(ORT).tokenizer.truncates(next(lab.texts(30)))
+    assert not lab.separator(ORT).queries.tokenizer.truncates(next(lab.texts(30)))
     assert len({next(clips)[0].tobytes() for _ in range(100)}) == 100
 
 
