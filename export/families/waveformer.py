@@ -1,0 +1,423 @@
+"""Waveformer (Veluri et al. 2022, arXiv 2211.02250): its whole-file network, and the same one step at a time as matrix products.
+
+The network carries the checkpoint's own names and is the reference. `Step` is made out of it: frames of channels-last, convolutions as
+products and weighted sums of frames, every state an input and an output. The old taps of the layers whose dilation exceeds a step come from
+the host's delay lines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...runtime.errors import CheckpointError
+from ...runtime.families.waveformer import DELAYED, LAYERS, SHORT, WaveformerDsp
+from ..checkpoint import Checkpoint, Problems, Tensors
+from ..family import Cut, Derived, GraphSpec, Model
+from ..layers import freeze
+
+FAMILY = "waveformer"
+DERIVED = "mask_gen.decoder.pos_enc.pe"  # in the files, recomputed here
+FIRST = "mask_gen.encoder.dcc_layers.dcc_0.layers.0.weight"
+DSP = WaveformerDsp()
+HOP, FRAMES = DSP.hop, DSP.step // DSP.hop  # samples of a frame, frames of a step
+HEARD = 3 * HOP  # samples that a frame is made of
+TAIL = 5  # blocks of `HOP` samples that a frame sounds in
+HEADS = 8
+WEIGHTS = ("checkpoint", "demo", "generated")
+
+# FSDKaggle2018's classes in the order of the published models, whose files do not hold them.
+LABELS = """
+    Acoustic_guitar Applause Bark Bass_drum Burping_or_eructation Bus Cello Chime Clarinet Computer_keyboard Cough Cowbell Double_bass
+    Drawer_open_or_close Electric_piano Fart Finger_snapping Fireworks Flute Glockenspiel Gong Gunshot_or_gunfire Harmonica Hi-hat
+    Keys_jangling Knock Laughter Meow Microwave_oven Oboe Saxophone Scissors Shatter Snare_drum Squeak Tambourine Tearing Telephone
+    Trumpet Violin_or_fiddle Writing
+""".split()
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Normalises the channels of each frame of [B, channels, frames]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.mT).mT
+
+
+class DilatedLayer(nn.Module):
+    """Depthwise causal convolution of three taps, then a pointwise one, each normalised; added to its input."""
+
+    def __init__(self, size: int, dilation: int) -> None:
+        super().__init__()
+        self.span = 2 * dilation
+        depthwise, pointwise = nn.Conv1d(size, size, 3, dilation=dilation, groups=size), nn.Conv1d(size, size, 1)
+        self.layers = nn.Sequential(depthwise, ChannelNorm(size), nn.ReLU(), pointwise, ChannelNorm(size), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(F.pad(x, (self.span, 0)))
+
+
+class DecoderLayer(nn.Module):
+    """Post-norm transformer decoder layer whose queries are the later half of the target's frames."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.self_attn, self.multihead_attn = (nn.MultiheadAttention(size, HEADS, batch_first=True) for _ in range(2))
+        self.linear1, self.linear2 = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(size) for _ in range(3))
+
+    def forward(self, target: Tensor, memory: Tensor) -> Tensor:
+        t = target[:, FRAMES:]
+        t = self.norm1(t + self.self_attn(t, target, target, need_weights=False)[0])
+        t = self.norm2(t + self.multihead_attn(t, memory, memory, need_weights=False)[0])
+        return self.norm3(t + self.linear2(self.linear1(t).relu()))
+
+
+def positions(size: int) -> Tensor:
+    """Sines and cosines of a frame's place among those of two steps, [2 · FRAMES, size]."""
+    angles = torch.arange(2 * FRAMES)[:, None] * torch.exp(torch.arange(0, size, 2) * -(math.log(10000) / size))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+class MaskGenerator(nn.Module):
+    """Encoder, label integration and decoder (paper section 3): frames and a label embedding → mask [B, encoder, frames]."""
+
+    def __init__(self, encoder: int, decoder: int) -> None:
+        super().__init__()
+        layers = nn.ModuleDict({f"dcc_{i}": DilatedLayer(encoder, 2**i) for i in range(LAYERS)})
+        self.encoder = nn.ModuleDict({"dcc_layers": layers})
+        self.proj_e2d_e, self.proj_e2d_l = (nn.Sequential(nn.Conv1d(encoder, decoder, 1, groups=decoder), nn.ReLU()) for _ in range(2))
+        self.proj_d2e = nn.Sequential(nn.Conv1d(decoder, encoder, 1, groups=decoder), nn.ReLU())
+        self.decoder = nn.ModuleDict({"tf_dec_layers": nn.ModuleList([DecoderLayer(decoder)])})
+
+    def dilated(self) -> list[DilatedLayer]:
+        return list(self.encoder["dcc_layers"].values())  # pyright: ignore
+
+    def transformer(self) -> DecoderLayer:
+        return self.decoder["tf_dec_layers"][0]  # pyright: ignore
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        for layer in self.dilated():
+            x = layer(x)
+        integrated = label[:, :, None] * x
+        target, memory = (self._windows(p) for p in (self.proj_e2d_l(integrated), self.proj_e2d_e(x)))
+        decoded = self.transformer()(target, memory).reshape(len(x), -1, target.shape[2])[:, : x.shape[2]]
+        return self.proj_d2e(decoded.mT) + integrated
+
+    @staticmethod
+    def _windows(x: Tensor) -> Tensor:
+        """Each step's frames after those of the step before it: [B, channels, frames] → [B · steps, 2 · FRAMES, channels]."""
+        padded = F.pad(x, (FRAMES, -x.shape[2] % FRAMES))
+        windows = padded.unfold(2, 2 * FRAMES, FRAMES).permute(0, 2, 3, 1)
+        return windows.flatten(0, 1) + positions(x.shape[1])
+
+
+class Network(nn.Module):
+    """Waveform [B, samples] at any length and labels [B, labels] → target [B, samples]."""
+
+    def __init__(self, encoder: int, decoder: int, labels: int, hidden: int) -> None:
+        super().__init__()
+        self.in_conv = nn.Sequential(nn.Conv1d(1, encoder, HEARD, stride=HOP, bias=False), nn.ReLU())
+        embedding = [layer for i, o in ((labels, hidden), (hidden, encoder)) for layer in (nn.Linear(i, o), nn.LayerNorm(o), nn.ReLU())]
+        self.label_embedding = nn.Sequential(*embedding)
+        self.mask_gen = MaskGenerator(encoder, decoder)
+        out = nn.ConvTranspose1d(encoder, 1, TAIL * HOP, stride=HOP, padding=(TAIL - 1) * HOP, bias=False)
+        self.out_conv = nn.Sequential(out, nn.Tanh())
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        padded = F.pad(x, (HOP, HOP + -x.shape[1] % HOP))
+        encoded = self.in_conv(padded[:, None])
+        masked = encoded * self.mask_gen(encoded, self.label_embedding(labels))
+        return self.out_conv(F.pad(masked, (TAIL - 1, 0)))[:, 0, : x.shape[1]]
+
+
+class Product(nn.Module):
+    """x W + b, from a weight [outputs, inputs]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().T.contiguous())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+class Taps(nn.Module):
+    """One dilated layer on a step's frames and those one and two dilations before them, [B, FRAMES, encoder] each."""
+
+    def __init__(self, layer: DilatedLayer) -> None:
+        super().__init__()
+        depthwise, self.norm1, _, pointwise, self.norm2, _ = layer.layers
+        self.taps = nn.Parameter(depthwise.weight.detach()[:, 0].T.contiguous())
+        self.bias = nn.Parameter(depthwise.bias.detach().clone())
+        self.pointwise = Product(pointwise.weight[:, :, 0], pointwise.bias)
+
+    def forward(self, oldest: Tensor, older: Tensor, x: Tensor) -> Tensor:
+        u = oldest * self.taps[0] + older * self.taps[1] + x * self.taps[2] + self.bias
+        u = F.layer_norm(u, u.shape[-1:], self.norm1.weight, self.norm1.bias).relu()
+        u = self.pointwise(u)
+        return x + F.layer_norm(u, u.shape[-1:], self.norm2.weight, self.norm2.bias).relu()
+
+
+class Narrow(nn.Module):
+    """Grouped projection to the decoder's width: [B, FRAMES, encoder] → [B, FRAMES, decoder]."""
+
+    def __init__(self, conv: nn.Conv1d) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(conv.weight.detach()[:, :, 0].clone()), nn.Parameter(conv.bias.detach().clone())  # pyright: ignore
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.reshape(-1, FRAMES, *self.weight.shape) * self.weight
+        return (groups.sum(-1) + self.bias).relu()
+
+
+class Widen(nn.Module):
+    """Grouped projection back: [B, FRAMES, decoder] → [B, FRAMES, encoder]."""
+
+    def __init__(self, conv: nn.Conv1d) -> None:
+        super().__init__()
+        groups = (conv.in_channels, -1)
+        self.weight, self.bias = (nn.Parameter(value.detach().reshape(groups).clone()) for value in (conv.weight, conv.bias))  # pyright: ignore
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[..., None] * self.weight + self.bias).relu().flatten(2)
+
+
+class Attention(nn.Module):
+    """Attention of FRAMES queries to the frames of two steps, its keys and values apart from its queries."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        size = attention.embed_dim
+        weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
+        scale = (size // HEADS) ** -0.5
+        self.query = Product(weight[:size] * scale, bias[:size] * scale)
+        self.key, self.value = (Product(weight[i * size :][:size], bias[i * size :][:size]) for i in (1, 2))
+        self.out = Product(attention.out_proj.weight, attention.out_proj.bias)
+
+    @staticmethod
+    def _heads(x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[1], HEADS, x.shape[2] // HEADS)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """[B, frames, decoder] → [B, heads, decoder / heads, frames]"""
+        return self._heads(self.key(x)).permute(0, 2, 3, 1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """[B, frames, decoder] → [B, heads, frames, decoder / heads]"""
+        return self._heads(self.value(x)).transpose(1, 2)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        attended = (self._heads(self.query(x)).transpose(1, 2) @ keys).softmax(-1) @ values
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+class Step(nn.Module):
+    """One step of a sound, and the values where it is cut: what does not depend on the labels, and the rest."""
+
+    positions: Tensor
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        generator, layer = network.mask_gen, network.mask_gen.transformer()
+        self.into = Product(network.in_conv[0].weight[:, 0])
+        self.encoder = nn.ModuleList(Taps(layer) for layer in generator.dilated())
+        self.narrow_memory, self.narrow_target = Narrow(generator.proj_e2d_e[0]), Narrow(generator.proj_e2d_l[0])
+        self.attend_self, self.attend_memory = Attention(layer.self_attn), Attention(layer.multihead_attn)
+        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
+        self.linear1, self.linear2 = (Product(linear.weight, linear.bias) for linear in (layer.linear1, layer.linear2))
+        self.widen = Widen(generator.proj_d2e[0])
+        self.out = Product(network.out_conv[0].weight[:, 0].T)
+        self.register_buffer("positions", positions(layer.norm1.normalized_shape[0]), persistent=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        valid: Tensor,
+        film: Tensor,
+        dec_mem: Tensor,
+        dec_tgt: Tensor,
+        out_buf: Tensor,
+        ctx0: Tensor,
+        ctx1: Tensor,
+        ctx2: Tensor,
+        ctx3: Tensor,
+        tap0_4: Tensor,
+        tap1_4: Tensor,
+        tap0_5: Tensor,
+        tap1_5: Tensor,
+        tap0_6: Tensor,
+        tap1_6: Tensor,
+        tap0_7: Tensor,
+        tap1_7: Tensor,
+        tap0_8: Tensor,
+        tap1_8: Tensor,
+        tap0_9: Tensor,
+        tap1_9: Tensor,
+    ) -> tuple[Tensor, ...]:
+        oldest, older = (tap0_4, tap0_5, tap0_6, tap0_7, tap0_8, tap0_9), (tap1_4, tap1_5, tap1_6, tap1_7, tap1_8, tap1_9)
+        blocks = x.reshape(-1, FRAMES + 2, HOP)
+        z0 = self.into(torch.cat([blocks[:, i : i + FRAMES] for i in range(3)], dim=2)).relu()
+        e, contexts, inputs = self._encode(z0, (ctx0, ctx1, ctx2, ctx3), list(zip(oldest, older, strict=True)))
+        memory = self.narrow_memory(e) * valid
+        seen = torch.cat([dec_mem, memory], dim=1) + self.positions
+        keys, values = self.attend_memory.keys(seen), self.attend_memory.values(seen)
+        integrated = film[:, None] * e
+        target = self.narrow_target(integrated) * valid
+        mask = self.widen(self._decode(torch.cat([dec_tgt, target], dim=1), keys, values)) + integrated
+        masked = torch.cat([out_buf, z0 * mask], dim=1)
+        y = self._sound(masked)
+        return (y, memory, target, masked[:, FRAMES:], *contexts, *inputs, z0, e, keys, values)
+
+    def _encode(
+        self, x: Tensor, contexts: tuple[Tensor, ...], taps: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The encoder's output, the contexts of its short layers after this step, and the inputs of its long ones."""
+        after, inputs = [], []
+        for i, layer in enumerate(self.encoder):
+            if i < SHORT:
+                seen = torch.cat([contexts[i], x], dim=1)
+                after.append(seen[:, FRAMES:])
+                x = layer(seen[:, :FRAMES], seen[:, 2**i :][:, :FRAMES], x)
+            else:
+                inputs.append(x)
+                x = layer(*taps[i - SHORT], x)
+        return x, after, inputs
+
+    def _decode(self, target: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        heard = target + self.positions
+        t = heard[:, FRAMES:]
+        t = self.norm1(t + self.attend_self(t, self.attend_self.keys(heard), self.attend_self.values(heard)))
+        t = self.norm2(t + self.attend_memory(t, keys, values))
+        return self.norm3(t + self.linear2(self.linear1(t).relu()))
+
+    def _sound(self, masked: Tensor) -> Tensor:
+        """Frames of this step and the last of the one before → its samples, [B, FRAMES · HOP]."""
+        parts = self.out(masked)
+        shifted = [parts[:, TAIL - 1 - i :][:, :FRAMES, i * HOP :][:, :, :HOP] for i in range(TAIL)]
+        return (shifted[0] + shifted[1] + shifted[2] + shifted[3] + shifted[4]).tanh().flatten(1)
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    return "in_conv.0.weight" in checkpoint.tensors and FIRST in checkpoint.tensors
+
+
+def _sizes(checkpoint: Checkpoint) -> tuple[int, int, int, int]:
+    """Encoder and decoder width, number of labels, width of the label network."""
+    tensors = checkpoint.tensors
+    ranks = {"in_conv.0.weight": 3, "mask_gen.proj_e2d_e.0.weight": 3, "label_embedding.0.weight": 2}
+    for name, rank in ranks.items():
+        value = tensors.get(name)
+        if value is None or value.ndim != rank or 0 in value.shape:
+            seen = "is missing" if value is None else f"has shape {list(value.shape)}"
+            raise CheckpointError(f"the checkpoint does not fit a Waveformer: {name} {seen}; give a published file")
+    (encoder, decoder), (hidden, labels) = (tensors[name].shape[0] for name in list(ranks)[:2]), tensors["label_embedding.0.weight"].shape
+    if encoder % decoder or decoder % HEADS:
+        raise CheckpointError(f"the checkpoint's widths {encoder} and {decoder} do not make a Waveformer; give a published file")
+    return encoder, decoder, labels, hidden
+
+
+def load(checkpoint: Checkpoint) -> Network:
+    """The network with a checkpoint's weights.
+
+    Raises:
+        CheckpointError: one message that lists every missing, surplus, mis-shaped or non-finite tensor.
+    """
+    with torch.device("meta"):
+        network = Network(*_sizes(checkpoint))
+    problems, expected = Problems(), network.state_dict()
+    taken: Tensors = problems.take(checkpoint.tensors, expected, "")
+    problems.surplus([name for name in checkpoint.tensors if name not in expected and name != DERIVED])
+    problems.raise_if_any("the checkpoint")
+    network.load_state_dict(taken, assign=True)
+    return network
+
+
+def _labels(metadata: dict[str, Any], count: int) -> list[str]:
+    """Names of the labels, from the file if it has them."""
+    labels = metadata.get("labels", LABELS if count == len(LABELS) else None)
+    if labels is None:
+        raise CheckpointError(f"the checkpoint knows {count} labels, whose names its metadata must list as labels; write it again")
+    whole = isinstance(labels, list) and len(labels) == count and all(isinstance(name, str) and name.strip() for name in labels)
+    if not whole or len(set(labels)) < count or any(mark in name for name in labels for mark in ",+"):
+        raise CheckpointError(f"the checkpoint's metadata must have {count} different labels, without , and +; write it again")
+    return labels
+
+
+class WaveformerModel(Model):
+    """A Waveformer checkpoint, ready to be exported."""
+
+    family = FAMILY
+    vocabulary = None  # pyright: ignore
+
+    def __init__(self, network: Network, labels: list[str], weights: str) -> None:
+        self.network, self.weights = freeze(network), weights
+        self.step = freeze(Step(network))
+        self.encoder, self.decoder = network.in_conv[0].out_channels, network.mask_gen.transformer().linear1.in_features
+        self.variant = {"encoder": self.encoder, "decoder": self.decoder}
+        self.dsp, self.condition, self.query = asdict(DSP), {"size": len(labels)}, {"labels": labels}
+
+    def graphs(self) -> list[GraphSpec]:
+        labels = torch.rand(2, self.condition["size"])
+        states = ("dec_mem_out", "dec_tgt_out", "out_buf_out", *(f"ctx{i}_out" for i in range(SHORT)), *(f"in_{i}" for i in DELAYED))
+        return [
+            GraphSpec("film", self.network.label_embedding, {"condition": labels}, ("film",)),  # pyright: ignore
+            GraphSpec("separator", self.step, self._example(), ("y", *states), ("z0", "e", "keys", "values")),
+        ]
+
+    def derived(self) -> list[Derived]:
+        contexts = [f"ctx{i}" for i in range(SHORT)]
+        taps = [f"tap{k}_{i}" for i in DELAYED for k in range(2)]
+        inputs, passed = [f"in_{i}" for i in DELAYED], ("z0", "e", "keys", "values")
+        states = ("dec_mem_out", *(f"{name}_out" for name in contexts), *inputs)
+        return [
+            Cut("mixture_encoder", "separator", ("x", "valid", "dec_mem", *contexts, *taps), (*passed, *states)),
+            Cut("mask_decoder", "separator", (*passed, "valid", "film", "dec_tgt", "out_buf"), ("y", "dec_tgt_out", "out_buf_out")),
+        ]
+
+    def _example(self) -> dict[str, Tensor]:
+        """One array for each input: the exporter takes equal ones for one."""
+        e, d = self.encoder, self.decoder
+        shapes = {"x": (HOP * (FRAMES + 2),), "valid": (FRAMES, 1), "film": (e,), "dec_mem": (FRAMES, d), "dec_tgt": (FRAMES, d)}
+        contexts = {f"ctx{i}": (2 * 2**i, e) for i in range(SHORT)}
+        taps = {f"tap{k}_{i}": (FRAMES, e) for i in DELAYED for k in range(2)}
+        return {name: torch.rand(2, *shape) for name, shape in {**shapes, "out_buf": (TAIL - 1, e), **contexts, **taps}.items()}
+
+    def conditions(self) -> NDArray[np.float32]:
+        """One label, the same with another, and a third: [3, labels]."""
+        rows = np.zeros((3, self.condition["size"]), np.float32)
+        for row, wanted in zip(rows, ((2,), (2, 10), (9,)), strict=True):
+            row[[i % len(row) for i in wanted]] = 1
+        return rows
+
+    def query_features(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def separate(self, mixture: NDArray[np.float32], condition: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The whole sound at once."""
+        return self.network(torch.from_numpy(mixture), torch.from_numpy(condition).expand(len(mixture), -1)).numpy()
+
+
+def open_model(clap: Checkpoint | None, checkpoint: Checkpoint) -> WaveformerModel:
+    """Read a Waveformer out of its file.
+
+    Raises:
+        CheckpointError: the file does not fit the model, or a CLAP checkpoint came with it.
+    """
+    if clap is not None:
+        raise CheckpointError(f"--checkpoint {checkpoint.source.name} is a Waveformer, which is asked by labels; leave --clap out")
+    if unknown := checkpoint.metadata.keys() - {"labels", "weights"}:
+        raise CheckpointError(f"the checkpoint's metadata has {', '.join(sorted(unknown))}; it may set labels and weights")
+    weights = checkpoint.metadata.get("weights", WEIGHTS[0])
+    if weights not in WEIGHTS:
+        raise CheckpointError(f"the checkpoint's metadata must have weights of {', '.join(WEIGHTS)}; write it again")
+    network = load(checkpoint)
+    return WaveformerModel(network, _labels(checkpoint.metadata, network.label_embedding[0].in_features), weights)
