@@ -137,15 +137,18 @@ class Network(nn.Module):
 
 
 class Product(nn.Module):
-    """x W + b, from a weight [outputs, inputs]."""
+    """x W + b, from a weight [outputs, inputs]; with a residual r, r + x W + b, in the order that leaves normalisations to themselves.
+
+    ONNX Runtime joins one that follows the sum of two tensors with it, and its joined operator takes twice the time.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach().T.contiguous())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        product = x @ self.weight
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        product = x @ self.weight if residual is None else residual + x @ self.weight
         return product if self.bias is None else product + self.bias
 
 
@@ -191,7 +194,10 @@ class Widen(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of FRAMES queries to the frames of two steps, its keys and values apart from its queries."""
+    """Attention of FRAMES queries to the frames of two steps, its keys and values apart from its queries.
+
+    The keys' bias adds the same to all scores of a query, which changes nothing; the values', to which the weights add up, goes to the output.
+    """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -199,8 +205,9 @@ class Attention(nn.Module):
         weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
         scale = (size // HEADS) ** -0.5
         self.query = Product(weight[:size] * scale, bias[:size] * scale)
-        self.key, self.value = (Product(weight[i * size :][:size], bias[i * size :][:size]) for i in (1, 2))
-        self.out = Product(attention.out_proj.weight, attention.out_proj.bias)
+        self.key, self.value = Product(weight[size : 2 * size]), Product(weight[2 * size :])
+        out = attention.out_proj
+        self.out = Product(out.weight, out.bias.detach() + out.weight.detach() @ bias[2 * size :])
 
     @staticmethod
     def _heads(x: Tensor) -> Tensor:
@@ -215,8 +222,9 @@ class Attention(nn.Module):
         return self._heads(self.value(x)).transpose(1, 2)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """What was attended to, added to x."""
         attended = (self._heads(self.query(x)).transpose(1, 2) @ keys).softmax(-1) @ values
-        return self.out(attended.transpose(1, 2).flatten(2))
+        return self.out(attended.transpose(1, 2).flatten(2), x)
 
 
 class Step(nn.Module):
@@ -285,7 +293,7 @@ class Step(nn.Module):
             if i < SHORT:
                 seen = torch.cat([contexts[i], x], dim=1)
                 after.append(seen[:, FRAMES:])
-                x = layer(seen[:, :FRAMES], seen[:, 2**i :][:, :FRAMES], x)
+                x = layer(seen[:, :FRAMES], seen[:, 2**i : 2**i + FRAMES], x)
             else:
                 inputs.append(x)
                 x = layer(*taps[i - SHORT], x)
@@ -294,14 +302,14 @@ class Step(nn.Module):
     def _decode(self, target: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         heard = target + self.positions
         t = heard[:, FRAMES:]
-        t = self.norm1(t + self.attend_self(t, self.attend_self.keys(heard), self.attend_self.values(heard)))
-        t = self.norm2(t + self.attend_memory(t, keys, values))
-        return self.norm3(t + self.linear2(self.linear1(t).relu()))
+        t = self.norm1(self.attend_self(t, self.attend_self.keys(heard), self.attend_self.values(heard)))
+        t = self.norm2(self.attend_memory(t, keys, values))
+        return self.norm3(self.linear2(self.linear1(t).relu(), t))
 
     def _sound(self, masked: Tensor) -> Tensor:
         """Frames of this step and the last of the one before → its samples, [B, FRAMES · HOP]."""
-        parts = self.out(masked)
-        shifted = [parts[:, TAIL - 1 - i :][:, :FRAMES, i * HOP :][:, :, :HOP] for i in range(TAIL)]
+        parts = self.out(masked).split(HOP, dim=2)
+        shifted = [part[:, TAIL - 1 - i : TAIL - 1 - i + FRAMES] for i, part in enumerate(parts)]
         return (shifted[0] + shifted[1] + shifted[2] + shifted[3] + shifted[4]).tanh().flatten(1)
 
 
