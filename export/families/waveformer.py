@@ -8,6 +8,7 @@ the host's delay lines.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -170,27 +171,28 @@ class Taps(nn.Module):
 
 
 class Narrow(nn.Module):
-    """Grouped projection to the decoder's width: [B, FRAMES, encoder] → [B, FRAMES, decoder]."""
+    """Grouped projection to the decoder's width: [B, FRAMES, encoder], `regrouped` → [B, FRAMES, decoder]."""
 
     def __init__(self, conv: nn.Conv1d) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(conv.weight.detach()[:, :, 0].clone()), nn.Parameter(conv.bias.detach().clone())  # pyright: ignore
+        self.weight = nn.Parameter(conv.weight.detach()[:, :, 0].T.contiguous())
+        self.bias = nn.Parameter(conv.bias.detach().clone())  # pyright: ignore
 
     def forward(self, x: Tensor) -> Tensor:
         groups = x.reshape(-1, FRAMES, *self.weight.shape) * self.weight
-        return (groups.sum(-1) + self.bias).relu()
+        return (groups.sum(2) + self.bias).relu()
 
 
 class Widen(nn.Module):
-    """Grouped projection back: [B, FRAMES, decoder] → [B, FRAMES, encoder]."""
+    """Grouped projection back: [B, FRAMES, decoder] → [B, FRAMES, encoder], `regrouped`."""
 
     def __init__(self, conv: nn.Conv1d) -> None:
         super().__init__()
-        groups = (conv.in_channels, -1)
+        groups = (-1, conv.in_channels)
         self.weight, self.bias = (nn.Parameter(value.detach().reshape(groups).clone()) for value in (conv.weight, conv.bias))  # pyright: ignore
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x[..., None] * self.weight + self.bias).relu().flatten(2)
+        return (x[:, :, None] * self.weight + self.bias).relu().flatten(2)
 
 
 class Attention(nn.Module):
@@ -225,6 +227,21 @@ class Attention(nn.Module):
         """What was attended to, added to x."""
         attended = (self._heads(self.query(x)).transpose(1, 2) @ keys).softmax(-1) @ values
         return self.out(attended.transpose(1, 2).flatten(2), x)
+
+
+ENCODER = re.compile(r"(in_conv|out_conv|label_embedding\.[34]|dcc_\d+\.layers|proj_d2e)\.")  # tensors whose first axis is the encoder's channels
+
+
+def regrouped(network: Network) -> Network:
+    """The same network with the first channels of all groups first, then the second ones: sums over groups are then sums of vectors."""
+    encoder, decoder = network.in_conv[0].out_channels, network.mask_gen.proj_d2e[0].in_channels
+    order = torch.arange(encoder).reshape(decoder, -1).T.flatten()
+    state = {name: value[order] if ENCODER.search(name) else value for name, value in network.state_dict().items()}
+    state |= {name: value[:, order] for name, value in state.items() if name.endswith("layers.3.weight")}
+    with torch.device("meta"):
+        other = Network(encoder, decoder, network.label_embedding[0].in_features, network.label_embedding[0].out_features)
+    other.load_state_dict(state, assign=True)
+    return other
 
 
 class Step(nn.Module):
@@ -367,7 +384,8 @@ class WaveformerModel(Model):
 
     def __init__(self, network: Network, labels: list[str], weights: str) -> None:
         self.network, self.weights = freeze(network), weights
-        self.step = freeze(Step(network))
+        other = regrouped(network)
+        self.labels, self.step = freeze(other.label_embedding), freeze(Step(other))
         self.encoder, self.decoder = network.in_conv[0].out_channels, network.mask_gen.transformer().linear1.in_features
         self.variant = {"encoder": self.encoder, "decoder": self.decoder}
         self.dsp, self.condition, self.query = asdict(DSP), {"size": len(labels)}, {"labels": labels}
@@ -376,7 +394,7 @@ class WaveformerModel(Model):
         labels = torch.rand(2, self.condition["size"])
         states = ("dec_mem_out", "dec_tgt_out", "out_buf_out", *(f"ctx{i}_out" for i in range(SHORT)), *(f"in_{i}" for i in DELAYED))
         return [
-            GraphSpec("film", self.network.label_embedding, {"condition": labels}, ("film",)),  # pyright: ignore
+            GraphSpec("film", self.labels, {"condition": labels}, ("film",)),  # pyright: ignore
             GraphSpec("separator", self.step, self._example(), ("y", *states), ("z0", "e", "keys", "values")),
         ]
 
