@@ -52,8 +52,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path, role: str) -> Checkpoint:
     """Read a torch.save file or a safetensors file.
 
-    `role` is the flag that named it, for messages and the manifest. Of a torch file, the `state_dict` inside or the flat
-    dict of tensors itself.
+    `role` is the flag that named it, for messages and the manifest. Of a torch file, the `state_dict` inside, the flat dict of
+    tensors itself, or the only dict of tensors inside.
 
     Raises:
         CheckpointError: missing, unreadable, or with content other than tensors, numpy values and plain containers.
@@ -102,9 +102,17 @@ def _read_torch(path: Path, role: str) -> Tensors:
         raise CheckpointError(f"--{role} {path} {_why(str(error))}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+    elif (
+        isinstance(content, dict) and not _holds_tensors(content) and len(inside := [v for v in content.values() if _holds_tensors(v)]) == 1
+    ):
+        content = inside[0]
+    if not _holds_tensors(content):
         raise CheckpointError(f"--{role} {path} holds no state dict of tensors; give a checkpoint or a safetensors file")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _holds_tensors(content: Any) -> bool:
+    return isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values())
 
 
 class _Bounded(io.BufferedReader):

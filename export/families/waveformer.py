@@ -32,15 +32,18 @@ HOP, FRAMES = DSP.hop, DSP.step // DSP.hop  # samples of a frame, frames of a st
 HEARD = 3 * HOP  # samples that a frame is made of
 TAIL = 5  # blocks of `HOP` samples that a frame sounds in
 HEADS = 8
+# Tensors whose first axis is the encoder's channels.
+ENCODER = re.compile(r"^(in_conv|out_conv|label_embedding\.[34]|mask_gen\.encoder|mask_gen\.proj_d2e)\.")
 WEIGHTS = ("checkpoint", "demo", "generated")
 
 # FSDKaggle2018's classes in the order of the published models, whose files do not hold them.
-LABELS = """
+PUBLISHED = """
     Acoustic_guitar Applause Bark Bass_drum Burping_or_eructation Bus Cello Chime Clarinet Computer_keyboard Cough Cowbell Double_bass
     Drawer_open_or_close Electric_piano Fart Finger_snapping Fireworks Flute Glockenspiel Gong Gunshot_or_gunfire Harmonica Hi-hat
     Keys_jangling Knock Laughter Meow Microwave_oven Oboe Saxophone Scissors Shatter Snare_drum Squeak Tambourine Tearing Telephone
     Trumpet Violin_or_fiddle Writing
-""".split()
+"""
+LABELS = PUBLISHED.split()
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -123,6 +126,7 @@ class Network(nn.Module):
 
     def __init__(self, encoder: int, decoder: int, labels: int, hidden: int) -> None:
         super().__init__()
+        self.encoder, self.decoder, self.labels = encoder, decoder, labels
         self.in_conv = nn.Sequential(nn.Conv1d(1, encoder, HEARD, stride=HOP, bias=False), nn.ReLU())
         embedding = [layer for i, o in ((labels, hidden), (hidden, encoder)) for layer in (nn.Linear(i, o), nn.LayerNorm(o), nn.ReLU())]
         self.label_embedding = nn.Sequential(*embedding)
@@ -137,6 +141,17 @@ class Network(nn.Module):
         return self.out_conv(F.pad(masked, (TAIL - 1, 0)))[:, 0, : x.shape[1]]
 
 
+class Norm(nn.Module):
+    """Layer normalisation with a checkpoint's weights."""
+
+    def __init__(self, tensors: Tensors, name: str) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(tensors[f"{name}.weight"]), nn.Parameter(tensors[f"{name}.bias"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias)
+
+
 class Product(nn.Module):
     """x W + b, from a weight [outputs, inputs]; with a residual r, r + x W + b, in the order that leaves normalisations to themselves.
 
@@ -145,38 +160,48 @@ class Product(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight.detach().T.contiguous())
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.weight = nn.Parameter(weight.T.contiguous())
+        self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         product = x @ self.weight if residual is None else residual + x @ self.weight
         return product if self.bias is None else product + self.bias
 
 
-class Taps(nn.Module):
-    """One dilated layer on a step's frames and those one and two dilations before them, [B, FRAMES, encoder] each."""
+class LabelEmbedding(nn.Sequential):
+    """Weights of labels [B, labels] → [B, encoder]."""
 
-    def __init__(self, layer: DilatedLayer) -> None:
+    def __init__(self, tensors: Tensors) -> None:
+        layers = [[_product(tensors, f"label_embedding.{i}"), Norm(tensors, f"label_embedding.{i + 1}"), nn.ReLU()] for i in (0, 3)]
+        super().__init__(*layers[0], *layers[1])
+
+
+def _product(tensors: Tensors, name: str) -> Product:
+    weight = tensors[f"{name}.weight"]
+    return Product(weight.flatten(1), tensors[f"{name}.bias"])
+
+
+class Taps(nn.Module):
+    """One dilated layer on a step's frames and those two dilations and one before them, [B, FRAMES, encoder] each."""
+
+    def __init__(self, tensors: Tensors, name: str) -> None:
         super().__init__()
-        depthwise, self.norm1, _, pointwise, self.norm2, _ = layer.layers
-        self.taps = nn.Parameter(depthwise.weight.detach()[:, 0].T.contiguous())
-        self.bias = nn.Parameter(depthwise.bias.detach().clone())
-        self.pointwise = Product(pointwise.weight[:, :, 0], pointwise.bias)
+        self.taps, self.bias = nn.Parameter(tensors[f"{name}.0.weight"][:, 0].T.contiguous()), nn.Parameter(tensors[f"{name}.0.bias"])
+        self.norm1, self.norm2 = Norm(tensors, f"{name}.1"), Norm(tensors, f"{name}.4")
+        self.pointwise = _product(tensors, f"{name}.3")
 
     def forward(self, oldest: Tensor, older: Tensor, x: Tensor) -> Tensor:
-        u = oldest * self.taps[0] + older * self.taps[1] + x * self.taps[2] + self.bias
-        u = F.layer_norm(u, u.shape[-1:], self.norm1.weight, self.norm1.bias).relu()
-        u = self.pointwise(u)
-        return x + F.layer_norm(u, u.shape[-1:], self.norm2.weight, self.norm2.bias).relu()
+        depthwise = oldest * self.taps[0] + older * self.taps[1] + x * self.taps[2] + self.bias
+        return x + self.norm2(self.pointwise(self.norm1(depthwise).relu())).relu()
 
 
 class Narrow(nn.Module):
     """Grouped projection to the decoder's width: [B, FRAMES, encoder], `regrouped` → [B, FRAMES, decoder]."""
 
-    def __init__(self, conv: nn.Conv1d) -> None:
+    def __init__(self, tensors: Tensors, name: str) -> None:
         super().__init__()
-        self.weight = nn.Parameter(conv.weight.detach()[:, :, 0].T.contiguous())
-        self.bias = nn.Parameter(conv.bias.detach().clone())  # pyright: ignore
+        self.weight = nn.Parameter(tensors[f"{name}.0.weight"][:, :, 0].T.contiguous())
+        self.bias = nn.Parameter(tensors[f"{name}.0.bias"])
 
     def forward(self, x: Tensor) -> Tensor:
         groups = x.reshape(-1, FRAMES, *self.weight.shape) * self.weight
@@ -186,10 +211,9 @@ class Narrow(nn.Module):
 class Widen(nn.Module):
     """Grouped projection back: [B, FRAMES, decoder] → [B, FRAMES, encoder], `regrouped`."""
 
-    def __init__(self, conv: nn.Conv1d) -> None:
+    def __init__(self, tensors: Tensors, name: str, size: int) -> None:
         super().__init__()
-        groups = (-1, conv.in_channels)
-        self.weight, self.bias = (nn.Parameter(value.detach().reshape(groups).clone()) for value in (conv.weight, conv.bias))  # pyright: ignore
+        self.weight, self.bias = (nn.Parameter(tensors[f"{name}.0.{part}"].reshape(-1, size)) for part in ("weight", "bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x[:, :, None] * self.weight + self.bias).relu().flatten(2)
@@ -198,18 +222,17 @@ class Widen(nn.Module):
 class Attention(nn.Module):
     """Attention of FRAMES queries to the frames of two steps, its keys and values apart from its queries.
 
-    The keys' bias adds the same to all scores of a query, which changes nothing; the values', to which the weights add up, goes to the output.
+    The keys' bias adds the same to all scores of a query, which changes nothing; the values' goes through, as weights add up to 1.
     """
 
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
+    def __init__(self, tensors: Tensors, name: str) -> None:
         super().__init__()
-        size = attention.embed_dim
-        weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
-        scale = (size // HEADS) ** -0.5
-        self.query = Product(weight[:size] * scale, bias[:size] * scale)
-        self.key, self.value = Product(weight[size : 2 * size]), Product(weight[2 * size :])
-        out = attention.out_proj
-        self.out = Product(out.weight, out.bias.detach() + out.weight.detach() @ bias[2 * size :])
+        query, key, value = tensors[f"{name}.in_proj_weight"].chunk(3)
+        query_bias, _, value_bias = tensors[f"{name}.in_proj_bias"].chunk(3)
+        scale = (len(query) // HEADS) ** -0.5
+        self.query, self.key, self.value = Product(query * scale, query_bias * scale), Product(key), Product(value)
+        out = tensors[f"{name}.out_proj.weight"]
+        self.out = Product(out, tensors[f"{name}.out_proj.bias"] + out @ value_bias)
 
     @staticmethod
     def _heads(x: Tensor) -> Tensor:
@@ -229,19 +252,11 @@ class Attention(nn.Module):
         return self.out(attended.transpose(1, 2).flatten(2), x)
 
 
-ENCODER = re.compile(r"(in_conv|out_conv|label_embedding\.[34]|dcc_\d+\.layers|proj_d2e)\.")  # tensors whose first axis is the encoder's channels
-
-
-def regrouped(network: Network) -> Network:
-    """The same network with the first channels of all groups first, then the second ones: sums over groups are then sums of vectors."""
-    encoder, decoder = network.in_conv[0].out_channels, network.mask_gen.proj_d2e[0].in_channels
-    order = torch.arange(encoder).reshape(decoder, -1).T.flatten()
-    state = {name: value[order] if ENCODER.search(name) else value for name, value in network.state_dict().items()}
-    state |= {name: value[:, order] for name, value in state.items() if name.endswith("layers.3.weight")}
-    with torch.device("meta"):
-        other = Network(encoder, decoder, network.label_embedding[0].in_features, network.label_embedding[0].out_features)
-    other.load_state_dict(state, assign=True)
-    return other
+def regrouped(tensors: Tensors, groups: int) -> Tensors:
+    """The same model with the first channels of all groups first, then the second ones: sums over groups are then sums of vectors."""
+    order = torch.arange(len(tensors["in_conv.0.weight"])).reshape(groups, -1).T.flatten()
+    moved = {name: value[order] if ENCODER.search(name) else value for name, value in tensors.items()}
+    return moved | {name: value[:, order] for name, value in moved.items() if name.endswith("layers.3.weight")}
 
 
 class Step(nn.Module):
@@ -249,48 +264,28 @@ class Step(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, tensors: Tensors, decoder: int) -> None:
         super().__init__()
-        generator, layer = network.mask_gen, network.mask_gen.transformer()
-        self.into = Product(network.in_conv[0].weight[:, 0])
-        self.encoder = nn.ModuleList(Taps(layer) for layer in generator.dilated())
-        self.narrow_memory, self.narrow_target = Narrow(generator.proj_e2d_e[0]), Narrow(generator.proj_e2d_l[0])
-        self.attend_self, self.attend_memory = Attention(layer.self_attn), Attention(layer.multihead_attn)
-        self.norm1, self.norm2, self.norm3 = layer.norm1, layer.norm2, layer.norm3
-        self.linear1, self.linear2 = (Product(linear.weight, linear.bias) for linear in (layer.linear1, layer.linear2))
-        self.widen = Widen(generator.proj_d2e[0])
-        self.out = Product(network.out_conv[0].weight[:, 0].T)
-        self.register_buffer("positions", positions(layer.norm1.normalized_shape[0]), persistent=False)
+        layer = "mask_gen.decoder.tf_dec_layers.0"
+        self.into, self.out = Product(tensors["in_conv.0.weight"][:, 0]), Product(tensors["out_conv.0.weight"][:, 0].T)
+        self.encoder = nn.ModuleList(Taps(tensors, f"mask_gen.encoder.dcc_layers.dcc_{i}.layers") for i in range(LAYERS))
+        self.narrow_memory, self.narrow_target = Narrow(tensors, "mask_gen.proj_e2d_e"), Narrow(tensors, "mask_gen.proj_e2d_l")
+        self.widen = Widen(tensors, "mask_gen.proj_d2e", decoder)
+        self.attend_self, self.attend_memory = Attention(tensors, f"{layer}.self_attn"), Attention(tensors, f"{layer}.multihead_attn")
+        self.linear1, self.linear2 = _product(tensors, f"{layer}.linear1"), _product(tensors, f"{layer}.linear2")
+        self.norm1, self.norm2, self.norm3 = (Norm(tensors, f"{layer}.norm{i}") for i in (1, 2, 3))
+        self.register_buffer("positions", positions(decoder), persistent=False)
 
     def forward(
-        self,
-        x: Tensor,
-        valid: Tensor,
-        film: Tensor,
-        dec_mem: Tensor,
-        dec_tgt: Tensor,
-        out_buf: Tensor,
-        ctx0: Tensor,
-        ctx1: Tensor,
-        ctx2: Tensor,
-        ctx3: Tensor,
-        tap0_4: Tensor,
-        tap1_4: Tensor,
-        tap0_5: Tensor,
-        tap1_5: Tensor,
-        tap0_6: Tensor,
-        tap1_6: Tensor,
-        tap0_7: Tensor,
-        tap1_7: Tensor,
-        tap0_8: Tensor,
-        tap1_8: Tensor,
-        tap0_9: Tensor,
-        tap1_9: Tensor,
-    ) -> tuple[Tensor, ...]:
-        oldest, older = (tap0_4, tap0_5, tap0_6, tap0_7, tap0_8, tap0_9), (tap1_4, tap1_5, tap1_6, tap1_7, tap1_8, tap1_9)
+        self, x: Tensor, valid: Tensor, film: Tensor, dec_mem: Tensor, dec_tgt: Tensor, out_buf: Tensor,
+        ctx0: Tensor, ctx1: Tensor, ctx2: Tensor, ctx3: Tensor,
+        tap0_4: Tensor, tap1_4: Tensor, tap0_5: Tensor, tap1_5: Tensor, tap0_6: Tensor, tap1_6: Tensor,
+        tap0_7: Tensor, tap1_7: Tensor, tap0_8: Tensor, tap1_8: Tensor, tap0_9: Tensor, tap1_9: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        taps = [(tap0_4, tap1_4), (tap0_5, tap1_5), (tap0_6, tap1_6), (tap0_7, tap1_7), (tap0_8, tap1_8), (tap0_9, tap1_9)]
         blocks = x.reshape(-1, FRAMES + 2, HOP)
         z0 = self.into(torch.cat([blocks[:, i : i + FRAMES] for i in range(3)], dim=2)).relu()
-        e, contexts, inputs = self._encode(z0, (ctx0, ctx1, ctx2, ctx3), list(zip(oldest, older, strict=True)))
+        e, contexts, inputs = self._encode(z0, (ctx0, ctx1, ctx2, ctx3), taps)
         memory = self.narrow_memory(e) * valid
         seen = torch.cat([dec_mem, memory], dim=1) + self.positions
         keys, values = self.attend_memory.keys(seen), self.attend_memory.values(seen)
@@ -383,10 +378,9 @@ class WaveformerModel(Model):
     vocabulary = None  # pyright: ignore
 
     def __init__(self, network: Network, labels: list[str], weights: str) -> None:
-        self.network, self.weights = freeze(network), weights
-        other = regrouped(network)
-        self.labels, self.step = freeze(other.label_embedding), freeze(Step(other))
-        self.encoder, self.decoder = network.in_conv[0].out_channels, network.mask_gen.transformer().linear1.in_features
+        self.network, self.weights, self.encoder, self.decoder = freeze(network), weights, network.encoder, network.decoder
+        tensors = regrouped(network.state_dict(), self.decoder)
+        self.labels, self.step = freeze(LabelEmbedding(tensors)), freeze(Step(tensors, self.decoder))
         self.variant = {"encoder": self.encoder, "decoder": self.decoder}
         self.dsp, self.condition, self.query = asdict(DSP), {"size": len(labels)}, {"labels": labels}
 
@@ -446,4 +440,4 @@ def open_model(clap: Checkpoint | None, checkpoint: Checkpoint) -> WaveformerMod
     if weights not in WEIGHTS:
         raise CheckpointError(f"the checkpoint's metadata must have weights of {', '.join(WEIGHTS)}; write it again")
     network = load(checkpoint)
-    return WaveformerModel(network, _labels(checkpoint.metadata, network.label_embedding[0].in_features), weights)
+    return WaveformerModel(network, _labels(checkpoint.metadata, network.labels), weights)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ...engines import Engine
+from ...engines.engine import Arrays
 from ..dsp import Float32
 from ..errors import QueryError
 from ..family import Family
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 LAYERS = 10  # of the encoder; layer i looks back two dilations of 2**i frames
 SHORT = 4  # of them, those whose past is handed on whole
 DELAYED = range(SHORT, LAYERS)
+CONTEXTS = tuple(f"ctx{i}" for i in range(SHORT))
+PASSED = ("z0", "e", "keys", "values")  # from the mixture's graph to the decoder's
 BUFFERED = 4  # frames that the output waits for
 SUGGESTED = 3
 
@@ -161,7 +164,7 @@ class Labels:
 
 
 class DelayLine:
-    """Past frames of each channel: a ring of whole steps whose first step is repeated behind its end, so that any step's frames are one piece."""
+    """Past frames of each channel: a ring of whole steps, the first again behind its end, so that as many frames are always one piece."""
 
     def __init__(self, channels: int, frames: int, span: int, size: int) -> None:
         self._frames, self._length, self._next = frames, -(-span // frames) * frames, 0
@@ -181,68 +184,58 @@ class DelayLine:
 
 
 class WaveformerSteps(Steps):
-    """States of the encoder [channels, …] and of the decoder [K, channels, …], and the label embeddings of the present conditions."""
+    """States of the encoder [channels, …], and of the decoder [K · channels, …] with the label embeddings of the present conditions."""
 
     def __init__(self, family: Waveformer, engine: Callable[[str], Engine], route: str, channels: int) -> None:
         self._engine, self._split, self._channels, self._hop = engine, route == "split", channels, family.dsp.hop
         self._frames, sizes = family.frames, family.sizes
-        self._state = {name: np.zeros((channels, *sizes[name]), np.float32) for name in ("dec_mem", *CONTEXTS)}
+        self._heard = {name: np.zeros((channels, *sizes[name]), np.float32) for name in ("dec_mem", *CONTEXTS)}
         self._lines = {i: DelayLine(channels, self._frames, 2 << i, family.widths.encoder) for i in DELAYED}
+        self._made = {name: np.zeros((0, *sizes[name]), np.float32) for name in ("dec_tgt", "out_buf")}
         self._ones = np.ones((channels, self._frames, 1), np.float32)
         self._conditions: Float32 | None = None
-        self._films = np.zeros((0, channels, family.widths.encoder), np.float32)
-        self._queries = {name: np.zeros((0, channels, *sizes[name]), np.float32) for name in ("dec_tgt", "out_buf")}
 
     def run(self, x: Float32, conditions: Float32, valid: int) -> Float32:
         if conditions is not self._conditions:
             self._listen(conditions)
-        inputs = {"x": np.ascontiguousarray(x), "valid": self._valid(valid), **self._state}
+        inputs = {"x": np.ascontiguousarray(x), "valid": self._valid(valid), **self._heard}
         for i, line in self._lines.items():
             inputs[f"tap0_{i}"], inputs[f"tap1_{i}"] = line.back(2 << i), line.back(1 << i)
-        y, results = self._run_split(inputs) if self._split else self._run_fused(inputs)
-        for name in self._state:
-            self._state[name] = results[f"{name}_out"]
+        heard, made = self._run_split(inputs) if self._split else self._run_fused(inputs)
+        for states, results in ((self._heard, heard), (self._made, made)):
+            for name in states:
+                states[name] = results[f"{name}_out"]
         for i, line in self._lines.items():
-            line.push(results[f"in_{i}"])
-        return y
+            line.push(heard[f"in_{i}"])
+        return made["y"].reshape(-1, self._channels, made["y"].shape[1])
 
     def _listen(self, conditions: Float32) -> None:
-        """Label embeddings of new conditions; further queries begin with nothing heard, and the others go on."""
+        """Label embeddings of new conditions; further queries begin with nothing made, and the others go on."""
         rows = self._engine("film").run({"condition": np.ascontiguousarray(conditions, np.float32)})["film"]
-        self._films = np.ascontiguousarray(np.broadcast_to(rows[:, None], (len(rows), self._channels, rows.shape[1])))
-        for name, held in self._queries.items():
-            kept, fresh = held[: len(rows)], np.zeros((max(len(rows) - len(held), 0), *held.shape[1:]), np.float32)
-            self._queries[name] = np.concatenate([kept, fresh])
-        self._conditions = conditions
+        self._film, self._conditions = np.repeat(rows, self._channels, axis=0), conditions
+        for name, made in self._made.items():
+            kept = made[: len(self._film)]
+            self._made[name] = np.concatenate([kept, np.zeros((len(self._film) - len(kept), *made.shape[1:]), np.float32)])
 
     def _valid(self, samples: int) -> Float32:
         """1 for the frames that begin within the sound, 0 for those behind its end."""
         frames = -(-samples // self._hop)
         return self._ones if frames >= self._frames else self._ones * (np.arange(self._frames) < frames)[:, None].astype(np.float32)
 
-    def _run_fused(self, inputs: dict[str, Float32]) -> tuple[Float32, dict[str, Float32]]:
-        engine = self._engine("separator")
-        held = (self._queries[name] for name in ("dec_tgt", "out_buf"))
-        runs = [engine.run({**inputs, "film": film, "dec_tgt": t, "out_buf": o}) for film, t, o in zip(self._films, *held, strict=True)]
-        for name in self._queries:
-            self._queries[name] = np.stack([run[f"{name}_out"] for run in runs])
-        return np.stack([run["y"] for run in runs]), runs[0]
+    def _run_fused(self, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        """All of the model for every query."""
+        engine, n, own = self._engine("separator"), self._channels, {"film": self._film, **self._made}
+        starts = range(0, len(self._film), n)
+        runs = [engine.run({**inputs, **{name: value[i : i + n] for name, value in own.items()}}) for i in starts]
+        names = ("y", "dec_tgt_out", "out_buf_out")
+        return runs[0], runs[0] if len(runs) == 1 else {name: np.concatenate([run[name] for run in runs]) for name in names}
 
-    def _run_split(self, inputs: dict[str, Float32]) -> tuple[Float32, dict[str, Float32]]:
-        """The mixture once, and all queries in one batch."""
-        encoded = self._engine("mixture_encoder").run(inputs)
-        k = len(self._films)
-        passed = {name: encoded[name] for name in PASSED} | {"valid": inputs["valid"]}
-        repeated = {name: np.concatenate([value] * k) if k > 1 else value for name, value in passed.items()}
-        own = {name: value.reshape(-1, *value.shape[2:]) for name, value in {"film": self._films, **self._queries}.items()}
-        results = self._engine("mask_decoder").run({**repeated, **own})
-        for name, held in self._queries.items():
-            self._queries[name] = results[f"{name}_out"].reshape(held.shape)
-        return results["y"].reshape(k, self._channels, -1), encoded
-
-
-CONTEXTS = tuple(f"ctx{i}" for i in range(SHORT))
-PASSED = ("z0", "e", "keys", "values")  # from the mixture's graph to the decoder's
+    def _run_split(self, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        """What does not depend on the labels once, the rest for all queries in one batch."""
+        heard, k = self._engine("mixture_encoder").run(inputs), len(self._film) // self._channels
+        passed = {"valid": inputs["valid"], **{name: heard[name] for name in PASSED}}
+        repeated = passed if k == 1 else {name: np.concatenate([value] * k) for name, value in passed.items()}
+        return heard, self._engine("mask_decoder").run({**repeated, "film": self._film, **self._made})
 
 
 class Waveformer(StepFamily):
