@@ -100,12 +100,12 @@ def _read_torch(path: Path, role: str) -> Tensors:
             content = torch.load(path if archive else file, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
         raise CheckpointError(f"--{role} {path} {_why(str(error))}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    elif (
-        isinstance(content, dict) and not _holds_tensors(content) and len(inside := [v for v in content.values() if _holds_tensors(v)]) == 1
-    ):
-        content = inside[0]
+    if isinstance(content, dict):
+        inside = [value for value in content.values() if _holds_tensors(value)]
+        if isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
+        elif len(inside) == 1 and not _holds_tensors(content):
+            content = inside[0]
     if not _holds_tensors(content):
         raise CheckpointError(f"--{role} {path} holds no state dict of tensors; give a checkpoint or a safetensors file")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
