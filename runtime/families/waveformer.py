@@ -155,12 +155,12 @@ class Labels:
         raise QueryError(f"the model has no label '{text}'{meant} clapsep-export inspect lists its {len(self.names)} labels")
 
     def _close(self, text: str) -> list[str]:
-        """Labels that share a word with a text, or nearly; then those that look like the whole of it."""
+        """Labels that share a word with a text, or nearly; failing that, those that look like the whole of it."""
         whole = {_plain(name): name for name in self.names}
-        words = {word: name for plain, name in whole.items() for word in plain.split() if len(word) > 2}
-        shared = [words[near] for word in text.split() for near in difflib.get_close_matches(word, words, 1, 0.7)]
-        alike = [whole[near] for near in difflib.get_close_matches(text, whole, SUGGESTED)]
-        return list(dict.fromkeys(shared + alike))[:SUGGESTED]
+        words = sorted({word for plain in whole for word in plain.split() if len(word) > 2})
+        near = {match for word in text.split() for match in difflib.get_close_matches(word, words, 2, 0.7)}
+        shared = [name for plain, name in whole.items() if near.intersection(plain.split())]
+        return (shared or [whole[match] for match in difflib.get_close_matches(text, whole, SUGGESTED)])[:SUGGESTED]
 
 
 class DelayLine:
