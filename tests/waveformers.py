@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,7 +165,7 @@ def labels(*wanted: int, count: int = 41) -> np.ndarray:
 Seen = Callable[[int, WaveformerSteps], None]
 
 
-def drive(made: Exported, route: str, x: np.ndarray, conditions, seen: Seen = lambda *_: None) -> np.ndarray:
+def drive(made: Exported, route: str, x: np.ndarray, conditions: Any, seen: Seen = lambda *_: None) -> np.ndarray:
     """Samples [channels, n] → [K, channels, n], step by step; `conditions` may be a function of the step's number."""
     family, n = made.family, x.shape[1]
     steps, count = family.begin(made.engine, route, len(x)), -(-n // family.step)

@@ -25,6 +25,12 @@ def test_published_layout(tmp_path):
     assert sorted(model.query["labels"]) == model.query["labels"]
 
 
+def test_a_file_with_two_sets_of_tensors_is_ambiguous(tmp_path):
+    torch.save({"model_state_dict": tiny(), "average": tiny()}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="holds no state dict of tensors"):
+        read_checkpoint(tmp_path / "a.pt", "checkpoint")
+
+
 def test_metadata():
     model = open_model(None, as_checkpoint(tiny(3), labels=NAMES, weights="generated"))
     assert (model.weights, model.query, model.condition) == ("generated", {"labels": NAMES}, {"size": 3})
