@@ -42,7 +42,7 @@ def stages(family: Clapsep) -> dict[str, Callable[[], Any]]:
         "stft": lambda: transform.forward(window),
         "magnitude": lambda: np.abs(spectrum),
         "resample": lambda: resample_2_3(window, at_rate),
-        "log_mel": lambda: family.front_end.log_mel(at_rate),
+        "log_mel": lambda: family.towers.front_end.log_mel(at_rate),
         "istft": lambda: transform.inverse(spectrum, family.window_samples, mask),
         "features": lambda: family.features(window),
         "reconstruct": lambda: family.reconstruct({"mask": mask}, spectrum),

@@ -120,7 +120,7 @@ def query_encoders(separator: Any, golden: Any, left_out: dict[str, str]) -> Ite
         words = sorted({word for caption in golden.captions for word in str(caption).split()})
         texts = map(" ".join, itertools.permutations(words, 4))
         yield "text query", Call(lambda: separator.encode_text([next(texts)]))
-    clip, rate, count = clips_of(golden)[0].copy(), separator.family.query_sample_rate, itertools.count()
+    clip, rate, count = clips_of(golden)[0].copy(), separator.family.towers.front_end.sample_rate, itertools.count()
 
     def unheard() -> Any:
         clip[0] = next(count) * 2.0**-15

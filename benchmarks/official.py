@@ -19,9 +19,9 @@ import numpy as np
 import onnx
 import torch
 from clapsep.export.checkpoint import DERIVED, read_checkpoint
-from clapsep.export.clap import PAD, ClapConfig, TextConfig
+from clapsep.export.clap import PAD, UNUSED, ClapConfig, TextConfig
 from clapsep.export.clapsep import SILENCE_DB, SeparatorConfig
-from clapsep.export.families.clapsep import UNUSED, Parts, hyper_parameters, infer_config, split
+from clapsep.export.families.clapsep import Parts, hyper_parameters, infer_config, split
 from clapsep.export.graph import OPSET
 from clapsep.export.htsat import HtsatConfig
 from clapsep.runtime.clap import ClapFrontEnd

@@ -57,9 +57,9 @@ def inputs_of(separator: Separator) -> Inputs:
     features, _ = family.features(mixture)
     random = np.random.default_rng(0).standard_normal((max(QUERIES), family.condition_size)).astype(np.float32)
     conditions = random / np.linalg.norm(random, axis=1, keepdims=True)
-    ids, mask = separator.tokenizer.encode([CAPTION])
-    clip = signals.query(family.query_samples, family.query_sample_rate, 1).astype(np.float32) / 32768
-    log_mel = family.query_features(clip, family.query_sample_rate, None)
+    ids, mask = separator.queries.tokenizer.encode([CAPTION])
+    clip = signals.query(family.towers.front_end.clip_samples, family.towers.front_end.sample_rate, 1).astype(np.float32) / 32768
+    log_mel = family.towers.features(clip, family.towers.front_end.sample_rate, None)
     tokens = {"input_ids": ids, "attention_mask": mask}
     return Inputs(mixture, {**features, "condition": conditions[:1]}, conditions, tokens, log_mel)
 

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ import torch
 from clapsep.engines import Engine
 from clapsep.engines.engine import Arrays
 from clapsep.export import strict
+from clapsep.export.calibration import calibration_signals
 from clapsep.export.gates import load_golden
-from clapsep.export.golden import as_float, calibration_signals
+from clapsep.export.golden import as_float
 from clapsep.export.precision import HALF, MAXIMUM, measure_ranges
 from clapsep.export.signals import CALIBRATION, named
 from clapsep.export.strict import StrictGraph
@@ -54,14 +54,10 @@ class Subject:
 
     @cached_property
     def signals(self) -> dict[str, tuple[list[Arrays], list[Arrays]]]:
-        """As a build makes them, ordinary and hard, the query features by the runtime instead of PyTorch."""
-        rate = self.family.query_sample_rate
+        """As a build makes them, ordinary and hard."""
         tables = [v.shape for v in ir.load(self.bundle.graph("text_encoder")).graph.initializers.values() if v.shape is not None]
-        model = SimpleNamespace(
-            query_features=lambda clip: self.family.query_features(clip, rate, None)[0],
-            vocabulary=max(int(shape[0]) for shape in tables if len(shape) == 2),
-        )
-        return calibration_signals(model, self.family, self.golden)  # type: ignore[arg-type]
+        vocabulary = max(int(shape[0]) for shape in tables if len(shape) == 2)
+        return calibration_signals(Separator(self.bundle, route="fused"), self.golden, vocabulary)
 
     @cached_property
     def contexts(self) -> list[Any]:

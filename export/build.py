@@ -15,14 +15,16 @@ from ..runtime.bundle import MANIFEST, Bundle, describe_file
 from ..runtime.errors import InputError, OutputExists
 from ..runtime.family import open_family
 from ..runtime.manifest import FileEntry, Manifest
+from ..runtime.separator import Separator
 from ..runtime.tokenizer import Tokenizer
 from . import demo
+from .calibration import calibration_signals
 from .checkpoint import read_checkpoint
 from .compile import add_plans, check_request
 from .derive import derive
 from .family import Model, open_model
 from .gates import LIMITS, Progress, judge_lowered, measure, require, run_gates
-from .golden import CAPTIONS, Golden, calibration_signals, make_golden
+from .golden import Golden, make_golden
 from .graph import export_graph, inspect_graph
 from .hub import SCHEME, fetch
 from .precision import REQUIRED, lower
@@ -30,6 +32,7 @@ from .publish import publish, recover, staging, write_manifest
 from .strict import StrictSeparator
 from .vocabulary import read_tokenizer
 
+TOKENIZER = "tokenizer.json"
 ROBERTA = "hf://FacebookAI/roberta-base/tokenizer.json"
 TOOLS = (
     "torch",
@@ -54,6 +57,7 @@ class Request:
     checkpoint: str | None = None
     tokenizer: str | None = None
     demo: bool = False
+    family: str | None = None
     precision: str = "fp32"
     engines: tuple[str, ...] = ("onnxruntime",)
     max_batch: int = 4
@@ -139,12 +143,15 @@ def _open(root: Path, request: Request, progress: Progress) -> tuple[Model, Mani
     else:
         progress("fetching the files")
         clap_path = None if request.clap is None else fetch(request.clap)
-        path, tokenizer_path = fetch(request.checkpoint or ""), fetch(request.tokenizer or ROBERTA)
+        path, tokenizer_path = fetch(request.checkpoint or ""), request.tokenizer or ROBERTA
     progress("reading the checkpoints")
     clap = None if clap_path is None else read_checkpoint(clap_path, "clap")
     checkpoint = read_checkpoint(path, "checkpoint")
-    model = open_model(clap, checkpoint)
-    read_tokenizer(tokenizer_path, model.vocabulary).save(str(root / "tokenizer.json"))
+    model = open_model(clap, checkpoint, request.family)
+    if model.towers is not None:
+        read_tokenizer(fetch(str(tokenizer_path)), model.towers.vocabulary).save(str(root / TOKENIZER))
+    elif request.tokenizer:
+        raise InputError(f"--tokenizer is for text queries, which this {model.family} model does not take; leave it out")
     return model, Manifest(
         family=model.family,
         variant=model.variant,
@@ -156,7 +163,7 @@ def _open(root: Path, request: Request, progress: Progress) -> tuple[Model, Mani
         query=model.query,
         max_batch=request.max_batch,
         graphs={},
-        tokenizer=describe_file(root, "tokenizer.json"),
+        tokenizer=None if model.towers is None else describe_file(root, TOKENIZER),
         golden=FileEntry("golden.npz", 0, ""),
         gates=(),
     )
@@ -173,7 +180,7 @@ def _versions() -> dict[str, str]:
 
 def _export(root: Path, model: Model, manifest: Manifest, progress: Progress) -> Manifest:
     graphs = {}
-    for spec in model.graphs():
+    for spec in (*(model.towers.graphs() if model.towers else ()), *model.graphs()):
         progress(f"exporting {spec.name}")
         graphs[spec.name] = export_graph(spec, root, {**_metadata(manifest), "graph": spec.name, "precision": "fp32"})
     return replace(manifest, graphs=graphs)
@@ -181,7 +188,7 @@ def _export(root: Path, model: Model, manifest: Manifest, progress: Progress) ->
 
 def _derive(root: Path, model: Model, manifest: Manifest, progress: Progress) -> Manifest:
     graphs = dict(manifest.graphs)
-    for spec in model.derived():
+    for spec in (*(model.towers.derived() if model.towers else ()), *model.derived()):
         progress(f"making {spec.name} out of {spec.source}")
         graphs[spec.name] = derive(spec, root, graphs, _metadata(manifest))
     return replace(manifest, graphs=graphs)
@@ -202,15 +209,17 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
 
 
 def _write_golden(root: Path, model: Model, manifest: Manifest) -> tuple[Manifest, Golden]:
-    ids, mask = Tokenizer(root / "tokenizer.json", manifest.query["context"]).encode(CAPTIONS)
-    golden = make_golden(model, open_family(manifest), ids, mask)
+    tokenizer = None if model.towers is None else Tokenizer(root / TOKENIZER, manifest.query["context"])
+    golden = make_golden(model, open_family(manifest), tokenizer)
     golden.save(root / manifest.golden.file)
     return replace(manifest, golden=describe_file(root, manifest.golden.file)), golden
 
 
 def _lower(root: Path, model: Model, manifest: Manifest, golden: Golden, progress: Progress) -> Manifest:
     """Replace the float32 graphs by mixed float16 ones, chosen and judged on the calibration signals."""
-    signals = calibration_signals(model, open_family(manifest), golden)
+    progress("calibration signals")
+    vocabulary = 0 if model.towers is None else model.towers.vocabulary
+    signals = calibration_signals(Separator(Bundle(root, manifest), route="fused"), golden, vocabulary)
     graphs, gates = {}, ()
     for name in manifest.graphs:
         progress(f"float16 for {name}")

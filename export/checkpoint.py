@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ..runtime.errors import CheckpointError
 from ..runtime.manifest import Source
 
 Tensors = dict[str, Tensor]
+WEIGHTS = ("checkpoint", "demo", "generated")
 
 # How torch words a refusal: with or without the kind of thing, with or without a module.
 REFUSED = re.compile(r"Unsupported (?:global|class).*?([A-Za-z_][\w.]*) was not|(?:GLOBAL|class|function) [`'\"]?([A-Za-z_][\w.]*\.\w+)")
@@ -180,3 +181,38 @@ class Problems:
             shown = "".join(f"\n  {line}" for line in self.lines[:20])
             more = f"\n  … and {len(self.lines) - 20} more" if len(self.lines) > 20 else ""
             raise CheckpointError(f"{what} does not fit the model in {len(self.lines)} tensors; give the published files:{shown}{more}")
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
+    """Shape of a tensor that tells sizes of the model; raises CheckpointError if it is missing or of another rank."""
+    value = tensors.get(name)
+    if value is None or value.ndim != rank or 0 in value.shape:
+        seen = "is missing" if value is None else f"has shape {list(value.shape)}"
+        raise CheckpointError(f"the checkpoint does not fit the model: {name} {seen}; give the published files")
+    return tuple(value.shape)
+
+
+def count_of(tensors: Iterable[str], prefix: str) -> int:
+    """Length of the module list `prefix`, by the highest index that appears."""
+    indices = [int(m.group(1)) for name in tensors if (m := re.match(re.escape(prefix) + r"\.(\d{1,3})\.", name))]
+    return max(indices, default=-1) + 1
+
+
+@dataclass(frozen=True)
+class About:
+    """Where weights come from, and the words that a small model was trained on (None: a full vocabulary)."""
+
+    weights: str = "checkpoint"
+    words: list[str] | None = None
+
+
+def about(*metadata: Mapping[str, Any]) -> About:
+    """What the files' metadata say of the weights; the last file that speaks counts."""
+    described = About()
+    for m in metadata:
+        described = About(m.get("weights", described.weights), m.get("words", described.words))
+        words = described.words
+        if described.weights not in WEIGHTS or not (words is None or (isinstance(words, list) and all(isinstance(w, str) for w in words))):
+            kinds = ", ".join(WEIGHTS)
+            raise CheckpointError(f"the checkpoint's metadata must have weights of {kinds} and a list of words; write it again")
+    return described

@@ -6,7 +6,10 @@ without its `module.` prefix.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..runtime.clap import ClapFrontEnd
+from . import torch_dsp
+from .checkpoint import DERIVED, Problems, Tensors, count_of, shape_of
 from .htsat import Htsat, HtsatConfig
-from .layers import MASKED, attend
+from .layers import MASKED, attend, freeze
+from .specs import Derived, GraphSpec, Variant
 
 PAD = 1  # RoBERTa's <pad>; positions count from PAD + 1
 
@@ -180,3 +187,120 @@ class AudioEncoder(nn.Module):
         tokens = branch(self.resize @ branch.bn0(log_mel))[-1]
         pooled = tokens.mean(1) if branch.norm is None else branch.norm(tokens).mean(1)
         return unit(self.audio_projection(pooled))
+
+
+# In the files, not in the towers: CLAP's classifier and the transforms that retrieval uses.
+UNUSED = re.compile(r"^(audio_branch\.(tscam_conv|head)\.|(text|audio)_transform\.|logit_scale_[at]$|sink)")
+
+
+def useful(tensors: Mapping[str, Tensor]) -> Tensors:
+    """CLAP's tensors without what is derived from others or never used."""
+    return {name: value for name, value in tensors.items() if not DERIVED.search(name) and not UNUSED.search(name)}
+
+
+def clap_config(tensors: Tensors, sizes: Mapping[str, Any]) -> ClapConfig:
+    """Sizes of the towers, from the shapes of their tensors and from `sizes`: spec_size, context, text_head_dim.
+
+    Raises:
+        CheckpointError: a tensor that tells a size is missing or has another rank.
+        ValueError: they do not fit together.
+    """
+    return ClapConfig(
+        text=_text_config(tensors, sizes["context"], sizes["text_head_dim"]),
+        audio=_audio_config(tensors, sizes["spec_size"]),
+        embedding=shape_of(tensors, "text_projection.2.weight", 2)[0],
+    )
+
+
+def _audio_config(clap: Tensors, spec_size: int) -> HtsatConfig:
+    embed, _, patch, _ = shape_of(clap, "audio_branch.patch_embed.proj.weight", 4)
+    stages = range(count_of(clap, "audio_branch.layers"))
+    tables = [shape_of(clap, f"audio_branch.layers.{i}.blocks.0.attn.relative_position_bias_table", 2) for i in stages]
+    hidden, _ = shape_of(clap, "audio_branch.layers.0.blocks.0.mlp.fc1.weight", 2)
+    return HtsatConfig(
+        spec_size=spec_size,
+        n_mels=shape_of(clap, "audio_branch.bn0.weight", 1)[0],
+        patch=patch,
+        embed=embed,
+        depths=tuple(count_of(clap, f"audio_branch.layers.{i}.blocks") for i in stages),
+        heads=tuple(heads for _, heads in tables),
+        window=(round(tables[0][0] ** 0.5) + 1) // 2,
+        mlp_ratio=hidden // embed,
+    )
+
+
+def _text_config(clap: Tensors, context: int, head_dim: int) -> TextConfig:
+    vocab, hidden = shape_of(clap, "text_branch.embeddings.word_embeddings.weight", 2)
+    return TextConfig(
+        vocab=vocab,
+        hidden=hidden,
+        layers=count_of(clap, "text_branch.encoder.layer"),
+        heads=hidden // head_dim,
+        ffn=shape_of(clap, "text_branch.encoder.layer.0.intermediate.dense.weight", 2)[0],
+        positions=shape_of(clap, "text_branch.embeddings.position_embeddings.weight", 2)[0],
+        context=context,
+    )
+
+
+class Towers:
+    """CLAP's towers with their weights: the graphs `text_encoder` and `audio_encoder`, and the reference for audio queries.
+
+    Args:
+        config, tensors: as `clap_config` and `useful` give them.
+        front_end: of the audio tower.
+        int16: whether clips pass through 16-bit integers, as the family's own code has it.
+        short: tokens of the graph for short texts.
+        problems: where missing and mis-shaped tensors are noted.
+    """
+
+    def __init__(
+        self, config: ClapConfig, tensors: Tensors, front_end: ClapFrontEnd, problems: Problems, *, int16: bool, short: int
+    ) -> None:
+        if front_end.frames > config.audio.frames:
+            raise ValueError(f"{front_end.frames} frames do not fit into the encoder's {config.audio.frames}")
+        self.config, self.front_end, self._int16, self._short = config, front_end, int16, short
+        self.text, self.audio = TextEncoder(config), AudioEncoder(config, front_end.frames)
+        for module in (self.text, self.audio):
+            taken = problems.take(tensors, module.state_dict(), "CLAP: ")
+            if not problems.lines:
+                module.load_state_dict(taken)
+        known = {**self.text.state_dict(), **self.audio.state_dict()}
+        problems.surplus([f"CLAP: {name}" for name in tensors if name not in known])
+
+    def freeze(self) -> None:
+        """Fold constants; nothing is trained any more."""
+        freeze(self.text)
+        freeze(self.audio)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.text.vocab
+
+    @property
+    def query(self) -> dict[str, Any]:
+        """The manifest's query rule."""
+        return {"context": self.config.text.context, "crop": "start", "int16_round_trip": self._int16}
+
+    def graphs(self) -> list[GraphSpec]:
+        log_mel = torch.rand(2, self.front_end.frames, self.front_end.n_mels) * 60 - 80
+        return [self._texts(self.config.text.context), GraphSpec("audio_encoder", self.audio, {"log_mel": log_mel}, ("embedding",))]
+
+    def derived(self) -> list[Derived]:
+        """Padding is masked, so short texts need not carry it."""
+        short = Variant("text_encoder_short", "text_encoder", self._texts(self._short))
+        return [short] if self.config.text.context > self._short else []
+
+    def _texts(self, context: int) -> GraphSpec:
+        ids = torch.full((2, context), PAD, dtype=torch.int64)
+        ids[:, :3] = torch.tensor([0, 5, 2])
+        return GraphSpec("text_encoder", self.text, {"input_ids": ids, "attention_mask": (ids != PAD).long()}, ("embedding",))
+
+    @torch.inference_mode()
+    def features(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The audio tower's input [frames, n_mels] for a clip at its rate, no longer than its window, in PyTorch."""
+        x = torch.from_numpy(clip)
+        if self._int16:
+            x = (x.clamp(-1, 1) * 32767).to(torch.int16).float() / 32767
+        repeated = x.repeat(self.front_end.clip_samples // len(x))
+        filled = nn.functional.pad(repeated, (0, self.front_end.clip_samples - len(repeated)))
+        return torch_dsp.log_mel(filled[None].double(), self.front_end)[0].float().numpy()

@@ -20,6 +20,7 @@ from ..engines.plan import Compatibility
 from ..runtime.bundle import Bundle
 from ..runtime.commands import Command, debug_option, device_option, precision_option
 from ..runtime.errors import InputError
+from ..runtime.family import family_class, family_names
 from .bench import GROUPS
 
 PATH = click.Path(path_type=Path)
@@ -55,7 +56,8 @@ capability_option = click.option(
 @main.command()
 @click.argument("out", metavar="OUT.clapsep", type=PATH)
 @click.option("--clap", metavar="FILE", help="CLAP checkpoint (path or hf://owner/repo/path).")
-@click.option("--checkpoint", metavar="FILE", help="CLAPSep checkpoint: published, raw training, or safetensors (path or hf://…).")
+@click.option("--checkpoint", metavar="FILE", help="Separation checkpoint: published, raw training, or safetensors (path or hf://…).")
+@click.option("--family", metavar="NAME", help="What the checkpoint is; see `clapsep-export families`.  [default: recognised]")
 @click.option(
     "--tokenizer",
     metavar="DIR|FILE",
@@ -92,6 +94,7 @@ def build(
     out: Path,
     clap: str | None,
     checkpoint: str | None,
+    family: str | None,
     tokenizer: str | None,
     demo: bool,
     precision: str,
@@ -107,11 +110,26 @@ def build(
     from .describe import ORIGINS
     from .gates import table
 
-    request = Request(clap, checkpoint, tokenizer, demo, precision, engines, max_batch, compute_capabilities, force)
+    request = Request(clap, checkpoint, tokenizer, demo, family, precision, engines, max_batch, compute_capabilities, force)
     manifest = run(out, request, Stages())
     click.echo(table(manifest.gates))
     click.echo(f"weights: {ORIGINS[manifest.weights]}", err=True)
     click.echo(out)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+@debug_option
+def families(as_json: bool) -> None:
+    """List the model families: what each is built from, what it can be asked, and what it costs."""
+    facts = {name: dataclasses.asdict(family_class(name).facts) for name in family_names()}
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    for name, fact in facts.items():
+        click.echo(f"{name}: {fact.pop('title')}")
+        for field, text in fact.items():
+            click.echo(f"  {field.replace('_', ' '):<12} {text}{' Hz' if field == 'sample_rate' else ''}")
 
 
 @main.command("compile")

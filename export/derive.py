@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from ..runtime.errors import ExportError
 from ..runtime.manifest import GraphEntry
-from .family import Cut, Derived, Variant, Wrap
 from .graph import inspect_graph, trace
 from .precision import convert, float32_inputs, float32_outputs
+from .specs import Cut, Derived, Variant, Wrap
 
 
 def derive(spec: Derived, root: Path, sources: Mapping[str, GraphEntry], metadata: Mapping[str, Any]) -> GraphEntry:

@@ -12,11 +12,12 @@ from ..engines import EngineOptions, this_machine
 from ..runtime.bundle import Bundle
 from ..runtime.dsp import Float32
 from ..runtime.errors import GateError
+from ..runtime.family import WindowFamily
 from ..runtime.manifest import Gate
 from ..runtime.metrics import cosine, si_sdr, snr
 from ..runtime.plans import SHORT_TEXT, choose, runnable_routes
 from ..runtime.separator import Separator
-from .golden import Golden, as_float, clips_of
+from .golden import Golden, as_float, clips_of, condition_of
 
 if TYPE_CHECKING:  # torch converts to float16 but is not needed to judge
     from .precision import Lowered
@@ -64,7 +65,7 @@ def judge_lowered(graph: str, lowered: Lowered) -> tuple[Gate, ...]:
 def _text(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     stage = "text_encoder"
     if separator.bundle.manifest.tokenizer is not None:
-        ids, mask = separator.tokenizer.encode([str(caption) for caption in golden.captions])
+        ids, mask = separator.queries.tokenizer.encode([str(caption) for caption in golden.captions])
         yield stage, "token ids differing", int(np.sum((ids != golden.input_ids) | (mask != golden.attention_mask)))
     if SHORT_TEXT in separator.choice.plans:
         size = int(separator.bundle.manifest.graphs[SHORT_TEXT].inputs[0].shape[1])
@@ -84,36 +85,36 @@ def _embedding(stage: str, wanted: Float32, found: Float32) -> Iterator[Measurem
 
 
 def _audio(separator: Separator, golden: Golden) -> Iterator[Measurement]:
-    stage = "audio_encoder"
-    rate = separator.family.query_sample_rate
-    log_mel = np.stack([separator.family.query_features(clip, rate, None)[0] for clip in clips_of(golden)])
+    stage, towers = "audio_encoder", separator.queries.towers
+    log_mel = np.stack([towers.features(clip, towers.front_end.sample_rate, None)[0] for clip in clips_of(golden)])
     yield stage, "log-mel error dB", float(np.max(np.abs(log_mel - golden.log_mel)))
     yield from _embedding(stage, golden.audio_embedding, separator.engine(stage).run({"log_mel": log_mel})["embedding"])
 
 
 def _separation(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     """End to end, from mixture and query to waveform, the queries embedded by the engine under test."""
-    embeddings = [*separator.engine("text_encoder").run(golden.tokens)["embedding"]]
-    embeddings += [*separator.engine("audio_encoder").run({"log_mel": golden.log_mel})["embedding"]]
+    conditions, embeddings = golden.condition, []
+    if separator.family.towers is not None:
+        embeddings += [*separator.engine("text_encoder").run(golden.tokens)["embedding"]]
+        embeddings += [*separator.engine("audio_encoder").run({"log_mel": golden.log_mel})["embedding"]]
+        conditions = [condition_of(separator.family, pair, embeddings) for pair in golden.pairs]
     window = as_float(golden.mixture)[None]
-    for pair, target in zip(golden.pairs, golden.target, strict=True):
-        halves = [None if i < 0 else embeddings[i] for i in pair]
-        condition = separator.family.condition(*halves, normalize=None)
+    for i, (pair, condition, target) in enumerate(zip(golden.pairs, conditions, golden.target, strict=True)):
         found = separator.separate_windows(window, condition[None])[0, 0]
-        sides = "".join(side for side, row in zip("PN", pair, strict=True) if row >= 0)
-        stage = f"{separator.choice.one} {sides}{' audio' if max(pair) >= len(golden.captions) else ''}"
+        sides = "".join(side for side, row in zip("PN", pair, strict=True) if row >= 0) or f"condition {i + 1}"
+        stage = f"{separator.choice.one} {sides}{' audio' if max(pair) >= len(golden.captions) > 0 else ''}"
         yield stage, "waveform SNR dB", snr(target, found)
         yield stage, "SI-SDR dB", si_sdr(target, found)
 
 
 def _hard(separator: Separator, golden: Golden) -> Iterator[Measurement]:
     """Signals on which engines overflow or divide by zero; one run of the whole batch, one of its last row alone."""
-    windows, condition, route = as_float(golden.hard), golden.condition[0], separator.choice.one
-    if route == "waveform":
+    windows, condition, route, family = as_float(golden.hard), golden.condition[0], separator.choice.one, separator.family
+    if not (separator.has_maps and isinstance(family, WindowFamily)):
         found = separator.separate_windows(windows, condition[None])[0]
     else:
-        maps, (_, context) = separator.maps(windows, condition), separator.family.features(windows)
-        found = separator.family.reconstruct(maps, context)
+        maps, (_, context) = separator.maps(windows, condition), family.features(windows)
+        found = family.reconstruct(maps, context)
         yield route, "mask values not finite", float(sum(np.sum(~np.isfinite(values)) for values in maps.values()))
         yield route, "mask below 0 or above 1", float(np.sum((maps["mask"] < 0) | (maps["mask"] > 1)))
     alone = separator.separate_windows(windows[-1:], condition[None])[0, 0]
@@ -132,7 +133,9 @@ SEPARATION: dict[str, Stage] = {"separation": _separation, "hard signals": _hard
 
 def run_gates(open_separator: Callable[[str], Separator], routes: Sequence[str], golden: Golden, progress: Progress) -> tuple[Gate, ...]:
     """Measure the query encoders, and the separation by each of `routes`, with separators of one engine kind and precision."""
-    gates = _run(open_separator(routes[0]), QUERIES, golden, progress)
+    first = open_separator(routes[0])
+    gates = () if first.family.towers is None else _run(first, QUERIES, golden, progress)
+    del first
     for route in routes:  # the graphs of one route are in memory at a time
         gates += _run(open_separator(route), SEPARATION, golden, progress)
     return gates
@@ -147,7 +150,7 @@ def _run(separator: Separator, stages: dict[str, Stage], golden: Golden, progres
 
 
 def load_golden(bundle: Bundle) -> Golden:
-    return Golden.load(bundle.file(bundle.manifest.golden))
+    return Golden.load(bundle.file(bundle.manifest.golden), towers="text_encoder" in bundle.manifest.graphs)
 
 
 def measure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from ..runtime.dsp import Float32
 from ..runtime.errors import BundleError
 from ..runtime.family import Family
-from ..runtime.tokenizer import Ids
+from ..runtime.tokenizer import Ids, Tokenizer
 from . import signals
 
 if TYPE_CHECKING:  # torch makes golden data but is not needed to check against it
@@ -40,9 +41,9 @@ CLIPS = (1, 2)  # seeds of the two query clips
 class Golden:
     """Inputs and outputs of the reference in float32; waveforms as int16 where they are inputs.
 
-    text: ids and mask [n, context], embedding [n, e]. audio: log-mel [k, frames, mels], embedding [k, e].
-    Pairs [p, 2]: rows of the positive and negative embedding, text before audio, -1 for none; condition [p, c], target
-    [p, window] of the mixture. Hard signals: [h, window] int16, target [h, window] with the first pair's condition.
+    text: ids and mask [n, context], embedding [n, e]. audio: log-mel [k, frames, mels], embedding [k, e]. Both without rows for bundles
+    without query towers. Pairs [p, 2]: rows of the positive and negative embedding, text before audio, -1 for none; condition [p, c],
+    target [p, window] of the mixture. Hard signals: [h, window] int16, target [h, window] with the first pair's condition.
     """
 
     captions: NDArray[Any]
@@ -70,8 +71,8 @@ class Golden:
         np.savez_compressed(path, **{f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
-    def load(cls, path: Path) -> Golden:
-        """Read golden.npz without unpickling.
+    def load(cls, path: Path, *, towers: bool = True) -> Golden:
+        """Read golden.npz, of a bundle with query towers or without, without unpickling.
 
         Raises:
             BundleError: the file is damaged or lacks an array.
@@ -81,12 +82,12 @@ class Golden:
                 if sum(member.file_size for member in archive.infolist()) > SIZE_LIMIT:
                     raise ValueError(f"it unpacks to more than {SIZE_LIMIT >> 20} MiB")
                 golden = cls(**{f.name: _read_array(archive.read(f"{f.name}.npy")) for f in fields(cls)})
-            golden._check()
+            golden._check(towers)
         except Exception as error:  # zip, header and dtype errors of hostile files have many types
             raise BundleError(f"{path} is not a golden.npz ({error}); build the bundle again") from error
         return golden
 
-    def _check(self) -> None:
+    def _check(self, towers: bool) -> None:
         """A file that would measure nothing, or something else, is refused with ValueError."""
         rows = [
             (self.captions, self.input_ids, self.attention_mask, self.text_embedding),
@@ -96,7 +97,8 @@ class Golden:
         ]
         embeddings = len(self.captions) + len(self.clip)
         complete = (
-            all(len({len(array) for array in group}) == 1 and len(group[0]) for group in rows)
+            all(len({len(array) for array in group}) == 1 for group in rows)
+            and [bool(len(group[0])) for group in rows] == [towers, towers, True, True]
             and list(self.hard_names) == list(signals.HARD)
             and self.pairs.shape[1:] == (2,)
             and np.all((self.pairs >= -1) & (self.pairs < embeddings))
@@ -141,27 +143,21 @@ def _run(module: Module, *inputs: NDArray[Any]) -> Float32:
         return module(*(torch.from_numpy(x) for x in inputs)).numpy()
 
 
-def make_golden(model: Model, family: Family, ids: Ids, mask: Ids) -> Golden:
-    """Run the PyTorch reference on the captions, clips, query pairs and hard signals."""
-    graphs = {spec.name: spec.module for spec in model.graphs()}
-    text = _run(graphs["text_encoder"], ids, mask)
-    clip, lengths = _clips(family.query_samples, family.query_sample_rate)
-    log_mel = np.stack([model.query_features(as_float(row[:n])) for row, n in zip(clip, lengths, strict=True)])
-    audio = _run(graphs["audio_encoder"], log_mel)
-    pairs = np.array([[0, -1], [-1, 1], [2, 3], [len(text), 4]])
-    embeddings = [*text, *audio]
-    conditions = np.stack([family.condition(*(None if i < 0 else embeddings[i] for i in pair), normalize=None) for pair in pairs])
+def make_golden(model: Model, family: Family, tokenizer: Tokenizer | None) -> Golden:
+    """Run the PyTorch reference on the captions and clips, on query pairs or the model's own conditions, and on hard signals."""
+    queries, embeddings = _encode(model, tokenizer), []
+    if model.towers is None:
+        conditions = model.conditions()
+        pairs = np.full((len(conditions), 2), -1)
+    else:
+        embeddings = [*queries["text_embedding"], *queries["audio_embedding"]]
+        clip = len(CAPTIONS)  # row of the first one
+        pairs = np.array([[0, -1], [-1, 1], [2, 3], [clip, 4]] if family.signed else [[0, -1], [1, -1], [2, -1], [clip, -1]])
+        conditions = np.stack([condition_of(family, pair, embeddings) for pair in pairs])
     size, rate = family.window_samples, family.sample_rate
     mixture, hard = signals.mixture(size, rate), np.stack([signals.named(name, size, rate) for name in signals.HARD])
     return Golden(
-        captions=np.array(CAPTIONS),
-        input_ids=ids,
-        attention_mask=mask,
-        text_embedding=text,
-        clip=clip,
-        clip_length=lengths,
-        log_mel=log_mel,
-        audio_embedding=audio,
+        **queries,
         pairs=pairs,
         condition=conditions,
         mixture=mixture,
@@ -172,22 +168,29 @@ def make_golden(model: Model, family: Family, ids: Ids, mask: Ids) -> Golden:
     )
 
 
-Feeds = dict[str, NDArray[Any]]
+def condition_of(family: Family, pair: NDArray[np.int64], embeddings: Sequence[Float32]) -> Float32:
+    """The condition of a query pair, -1 for no query."""
+    return family.condition(*(None if i < 0 else embeddings[i] for i in pair), normalize=None)
 
 
-def calibration_signals(model: Model, family: Family, golden: Golden) -> dict[str, tuple[list[Feeds], list[Feeds]]]:
-    """Inputs of each graph for `precision.lower`: the ordinary ones, then the hard ones of `signals.CALIBRATION`."""
-    conditions = golden.condition
-    mixtures = [as_float(signals.named(name, family.window_samples, family.sample_rate))[None] for name in signals.CALIBRATION]
-    clips = [as_float(signals.named(name, family.query_samples, family.query_sample_rate)) for name in signals.CALIBRATION]
-    features, _ = family.features(as_float(golden.mixture)[None])
-    random = np.random.Generator(np.random.PCG64(9))
-    ids = random.integers(4, model.vocabulary, (4, golden.input_ids.shape[1]))  # past the special tokens, no padding
+def _encode(model: Model, tokenizer: Tokenizer | None) -> dict[str, NDArray[Any]]:
+    """The towers' inputs and outputs; without rows if there are none."""
+    towers = model.towers
+    if towers is None or tokenizer is None:
+        integers, floats = np.zeros((0, 1), np.int64), np.zeros((0, 1), np.float32)
+        text = {"captions": np.array([], "U1"), "input_ids": integers, "attention_mask": integers, "text_embedding": floats}
+        clips = {"clip": integers.astype(np.int16), "clip_length": integers[:, 0], "log_mel": floats, "audio_embedding": floats}
+        return {**text, **clips}
+    ids, mask = tokenizer.encode(CAPTIONS)
+    clip, lengths = _clips(towers.front_end.clip_samples, towers.front_end.sample_rate)
+    log_mel = np.stack([towers.features(as_float(row[:n])) for row, n in zip(clip, lengths, strict=True)])
     return {
-        "text_encoder": ([golden.tokens], [{"input_ids": ids, "attention_mask": np.ones_like(ids)}]),
-        "audio_encoder": ([{"log_mel": golden.log_mel}], [{"log_mel": model.query_features(clip)[None]} for clip in clips]),
-        "separator": (
-            [{**features, "condition": c[None]} for c in conditions],
-            [{**family.features(m)[0], "condition": conditions[i % len(conditions)][None]} for i, m in enumerate(mixtures)],
-        ),
+        "captions": np.array(CAPTIONS),
+        "input_ids": ids,
+        "attention_mask": mask,
+        "text_embedding": _run(towers.text, ids, mask),
+        "clip": clip,
+        "clip_length": lengths,
+        "log_mel": log_mel,
+        "audio_embedding": _run(towers.audio, log_mel),
     }

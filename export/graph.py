@@ -21,7 +21,7 @@ from ..engines.engine import TensorSpec
 from ..runtime.bundle import describe_file
 from ..runtime.errors import ExportError
 from ..runtime.manifest import FileEntry, GraphEntry
-from .family import GraphSpec
+from .specs import GraphSpec
 
 OPSET = 20  # Gelu and LayerNormalization are single operators; TensorRT 10, 11 and RTX parse all that we use of it
 FORBIDDEN = ("Shape", "If", "Loop", "Scan", "SequenceAt", "SplitToSequence", "NonZero")

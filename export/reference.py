@@ -45,7 +45,7 @@ def compare(bundle: Bundle, clap: str, python: str, engine: str, progress: Progr
         with np.load(outputs, allow_pickle=False) as data:
             theirs = {"text_encoder": data["text_embedding"], "audio_encoder": data["audio_embedding"]}
     separator = Separator(bundle, engine)
-    rate = separator.family.query_sample_rate
+    rate = separator.queries.towers.front_end.sample_rate
     ours = {
         "text_encoder": separator.engine("text_encoder").run(golden.tokens)["embedding"],
         "audio_encoder": separator.encode_audio([(wave, rate) for wave in clips_of(golden)]),

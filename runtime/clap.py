@@ -1,14 +1,18 @@
-"""CLAP's front end for audio queries, shared by every family that is queried through CLAP."""
+"""CLAP's query towers, shared by every family that is queried through CLAP."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from .dsp import Float32, mel_filterbank
+from .family import compare_shapes
+from .manifest import GraphEntry
 from .mel import LogMel
+from .rates import resample
 from .stft import Stft
 
 CROPS = ("start", "center", "loudest", "average")
@@ -73,3 +77,43 @@ class ClapFrontEnd:
         repeated = np.tile(x, self.clip_samples // len(x))
         out[: len(repeated)] = repeated
         return out
+
+
+@dataclass(frozen=True)
+class QueryRule:
+    """Token context, default crop policy, whether clips pass through 16-bit integers, and the words a small model knows."""
+
+    context: int
+    crop: str
+    int16_round_trip: bool
+    words: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise ValueError(f"crop must be one of {CROPS}")
+
+
+@dataclass(frozen=True)
+class ClapTowers:
+    """What a bundle's graphs `text_encoder` and `audio_encoder` take, and the size of the embedding that they give."""
+
+    front_end: ClapFrontEnd
+    rule: QueryRule
+    embedding_size: int
+
+    def features(self, waveform: Float32, sample_rate: int, crop: str | None) -> Float32:
+        """A mono query → inputs of the audio encoder [k, frames, n_mels]; the k embeddings are averaged."""
+        at_rate = resample(waveform, sample_rate, self.front_end.sample_rate)
+        return self.front_end.log_mel(self.front_end.clips(at_rate, crop or self.rule.crop, int16=self.rule.int16_round_trip))
+
+    def compare(self, graphs: Mapping[str, GraphEntry]) -> None:
+        """Raises ValueError if a bundle's graphs are not these towers."""
+        text, clip, embedding = (self.rule.context,), (self.front_end.frames, self.front_end.n_mels), (self.embedding_size,)
+        compare_shapes(graphs, "text_encoder", {"input_ids": text, "attention_mask": text, "embedding": embedding})
+        compare_shapes(graphs, "audio_encoder", {"log_mel": clip, "embedding": embedding})
+        short = graphs.get("text_encoder_short")
+        if short is not None:
+            tokens = short.inputs[0].shape[1:] if short.inputs else ()
+            if not (len(tokens) == 1 and isinstance(tokens[0], int) and tokens[0] < self.rule.context):
+                raise ValueError(f"graph 'text_encoder_short' is not a text encoder of fewer than {self.rule.context} tokens")
+            compare_shapes(graphs, "text_encoder_short", {"input_ids": tokens, "attention_mask": tokens, "embedding": embedding})

@@ -21,7 +21,7 @@ from .errors import InputError
 from .jobs import Asked, check_name, into_folder, plan_jobs
 from .log import NAME as LOG
 from .log import Log
-from .options import EXISTING, engine_options, open_separator, query_options, window_options, windowing
+from .options import EXISTING, engine_options, open_separator, query_options, take_queries, window_options, windowing
 from .query import Query
 
 
@@ -89,17 +89,12 @@ def separate(
     ctx: click.Context,
     bundle: Path,
     inputs: tuple[str, ...],
-    positive: str | None,
     targets: dict[str, str],
-    negative: str | None,
-    positive_audio: tuple[Path, ...],
-    negative_audio: tuple[Path, ...],
     output: Path,
     engine: str,
-    preset: str,
+    preset: str | None,
     hop: float | None,
     overlap: float | None,
-    alpha: float,
     jobs: int,
     resume: bool,
     log_file: Path | None,
@@ -112,15 +107,15 @@ def separate(
     """Separate every INPUT with BUNDLE; rate, length and channels stay as they are.
 
     An INPUT is an audio file, a folder of them, a pattern in quotes, or a job list: a .jsonl or .csv file with one mixture per line
-    (fields input, output, positive, negative, positive_audio, negative_audio, alpha, targets). A long file needs no more memory than a
-    short one. In a run over several files a broken one does not stop the others; the exit code is 1 then.
+    (fields input, output, targets, alpha; positive, positive_audio, positive_vector and the same for negative). A long file needs no more
+    memory than a short one. In a run over several files a broken one does not stop the others; the exit code is 1 then.
     """
-    if targets and (positive or positive_audio):
-        raise InputError("--target was given with --positive or --positive-audio; name that one too, or leave the others out")
-    named = {name: Query(text) for name, text in targets.items()}
-    asked = Asked(named or {"": Query(positive, positive_audio, alpha)}, Query(negative, negative_audio, alpha))
+    positive, negative = take_queries(options)
+    if targets and not (positive.text is None and positive.empty):
+        raise InputError("--target was given with another positive query; name that one too, or leave the others out")
+    asked = Asked({name: Query(text) for name, text in targets.items()} or {"": positive}, negative)
     limits = Limits(bytes=max_bytes, channels=max_channels, seconds=max_seconds)
-    arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing(preset, hop, overlap), **options}
+    arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing("offline", preset, hop, overlap), **options}
     batch = _batch(arguments, inputs, output, asked, jobs, force, log_file, resume)
     summary = _run(batch)
     if len(batch.jobs) == 1 and summary.failed:

@@ -14,15 +14,17 @@ import numpy as np
 
 from .audio import MAX_CHANNELS
 from .commands import debug_option
+from .dsp import Float32
 from .errors import InputError
-from .options import EXISTING, engine_options, open_separator, query_options, window_options, windowing
+from .options import EXISTING, engine_options, open_separator, query_options, take_queries, window_options, windowing
 from .pcm import FORMATS, Pump, Reader, whole_frames, write_all
-from .query import Query
 from .separator import Separator
 from .stream import Stream
+from .windows import PRESETS
 
 log = logging.getLogger(__name__)
 QUEUE = 10  # seconds of input that may wait
+PRESET = "balanced"
 
 
 @click.command()
@@ -31,25 +33,20 @@ QUEUE = 10  # seconds of input that may wait
 @click.option("--format", "form", type=click.Choice(list(FORMATS)), default="f32le", show_default=True, help="Of input and output.")
 @click.option("--rate", type=click.IntRange(1, 1_000_000), metavar="HZ", help="Of input and output.  [default: the model's]")
 @click.option("--channels", type=click.IntRange(1, MAX_CHANNELS), default=1, show_default=True, help="Interleaved.")
-@window_options("balanced")
+@window_options(PRESET)
 @click.option("--peak", type=float, default=1.0, show_default=True, help="Largest magnitude that will come, if above 1.")
 @engine_options
 @debug_option
 def stream(
     bundle: Path,
-    positive: str | None,
-    negative: str | None,
-    positive_audio: tuple[Path, ...],
-    negative_audio: tuple[Path, ...],
-    alpha: float,
     form: str,
     rate: int | None,
     channels: int,
-    preset: str,
+    preset: str | None,
     hop: float | None,
     overlap: float | None,
     peak: float,
-    **engine: Any,
+    **options: Any,
 ) -> None:
     """Separate raw PCM from stdin with BUNDLE as it comes, to stdout.
 
@@ -62,15 +59,18 @@ def stream(
     stdout ends it.
     """
     _refuse_terminals()
-    separator = open_separator(bundle, **windowing(preset, hop, overlap), **engine)
-    condition = separator.condition(Query(positive, positive_audio, alpha), Query(negative, negative_audio, alpha))
-    opened = separator.stream(condition=condition, sample_rate=rate, channels=channels, peak=peak)
+    queries = take_queries(options)
+    separator = open_separator(bundle, **windowing(PRESET, preset, hop, overlap), **options)
+    condition = separator.condition(*queries)
+    usual = {} if separator.plan is None or preset or hop or overlap else PRESETS[PRESET]  # the separator's own are for files
+    hop, overlap = usual.get("hop"), usual.get("overlap")
+    opened = separator.stream(condition=condition, sample_rate=rate, channels=channels, hop=hop, overlap=overlap, peak=peak)
     frame = FORMATS[form] * channels
     reader = Reader(sys.stdin.fileno(), QUEUE * opened.sample_rate * frame)
-    _warm_up(separator, opened)
-    click.echo(_beginning(separator, opened, form, channels), err=True)
+    _warm_up(separator, condition)
+    click.echo(_beginning(opened, form, channels), err=True)
     pump = Pump(opened, form, channels, partial(write_all, sys.stdout.fileno()))
-    most = max(1, round(opened.plan.hop / separator.family.sample_rate * opened.sample_rate))  # one window's results at a time
+    most = max(1, round(opened.period * opened.sample_rate))  # one window's or step's results at a time
     stopped = _finish_on_interrupt(reader)
     try:
         pump.run(whole_frames(reader.read, frame, most))
@@ -105,15 +105,13 @@ def _refuse_terminals() -> None:
             raise InputError(f"{name} is no pipe or file; raw PCM goes {way} this command, see: clapsep stream --help")
 
 
-def _warm_up(separator: Separator, opened: Stream) -> None:
+def _warm_up(separator: Separator, condition: Float32) -> None:
     """Load graphs now, and not while the first window's results are waited for."""
-    separator.separate_windows(np.zeros((1, opened.plan.window), np.float32), opened.state.conditions)
+    separator.separate_windows(np.zeros((1, separator.family.window_samples), np.float32), condition[None])
 
 
-def _beginning(separator: Separator, opened: Stream, form: str, channels: int) -> str:
-    plan, model = opened.plan, separator.family.sample_rate
-    parts = {"hop": plan.hop / model, "overlap": plan.overlap / model, "resampling": opened.latency - plan.latency / model}
-    sum_of = " + ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items() if seconds > 5e-4)
+def _beginning(opened: Stream, form: str, channels: int) -> str:
+    sum_of = " + ".join(f"{name} {seconds:.3g} s" for name, seconds in opened.delays.items() if seconds > 5e-4)
     kind = f"{opened.sample_rate} Hz, {channels} channel{'s' * (channels > 1)}, {form}"
     return f"{kind}; latency {opened.latency:.3g} s ({sum_of}) and the time of computing"
 

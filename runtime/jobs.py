@@ -15,13 +15,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from .audiofile import FORMATS, READABLE
-from .errors import InputError
+from .errors import InputError, QueryError
 from .query import Query
 
 LISTS = (".jsonl", ".csv")
 SUFFIXES = (*FORMATS, *READABLE)  # that are taken from folders
 LIST_LIMIT = 1 << 26  # bytes
-FIELDS = ("input", "output", "positive", "negative", "positive_audio", "negative_audio", "alpha", "targets")
+SIDES = {side: (side, f"{side}_audio", f"{side}_vector") for side in ("positive", "negative")}
+FIELDS = ("input", "output", *SIDES["positive"], *SIDES["negative"], "alpha", "targets")
 Question = tuple[Query, Query]
 
 
@@ -47,8 +48,9 @@ class Asked:
 
     @property
     def clips(self) -> Iterator[Path]:
-        """Example files, which no output may replace."""
-        return (Path(clip) for query in (self.negative, *self.targets.values()) for clip in query.audio if isinstance(clip, str | Path))
+        """Files of examples and vectors, which no output may replace."""
+        queries = (self.negative, *self.targets.values())
+        return (Path(file) for query in queries for file in (*query.audio, query.vector) if isinstance(file, str | Path))
 
 
 @dataclass(frozen=True)
@@ -254,17 +256,16 @@ def _line(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> _Fo
 def _asked(where: str, folder: Path, row: Mapping[str, Any], asked: Asked) -> Asked:
     """What the line asks, or what is asked of all mixtures if it asks nothing."""
     alpha = _number(where, row.get("alpha", asked.negative.alpha))
-    if not set(row) & {"positive", "negative", "positive_audio", "negative_audio", "targets"}:
+    if not set(row) & {*SIDES["positive"], *SIDES["negative"], "targets"}:
         if "alpha" in row:
             raise InputError(f"{where} gives an alpha and no query; give both or neither")
         return asked
-    clips = {name: _clips(where, folder, row.get(name, [])) for name in ("positive_audio", "negative_audio")}
-    negative = Query(row.get("negative"), clips["negative_audio"], alpha)
+    positive, negative = (_query(where, folder, row, side, alpha) for side in SIDES)
     targets = row.get("targets")
     if targets is None:
-        line = Asked({"": Query(row.get("positive"), clips["positive_audio"], alpha)}, negative)
-    elif not isinstance(targets, dict) or not targets or "positive" in row or clips["positive_audio"]:
-        raise InputError(f'{where}: targets must be like {{"dog": "a dog barking"}}, without positive and positive_audio')
+        line = Asked({"": positive}, negative)
+    elif not isinstance(targets, dict) or not targets or "positive" in row or not positive.empty:
+        raise InputError(f'{where}: targets must be like {{"dog": "a dog barking"}}, without another positive query')
     else:
         line = Asked({check_name(f"{where}: target {name}", name, text): Query(text) for name, text in targets.items()}, negative)
     if line.empty:
@@ -288,6 +289,19 @@ def _number(where: str, value: object) -> float:
     if not 0 <= number <= 1:
         raise InputError(f"{where}: alpha is {value!r}; give a number from 0 to 1")
     return number
+
+
+def _query(where: str, folder: Path, row: Mapping[str, Any], side: str, alpha: float) -> Query:
+    text, audio, vector = SIDES[side]
+    named = row.get(vector)
+    if not (named is None or (isinstance(named, str) and named)):
+        raise InputError(f"{where}: {vector} is {named!r}; name an .npy file")
+    try:
+        return Query(
+            row.get(text), _clips(where, folder, row.get(audio, [])), alpha, None if named is None else folder / _path(where, named)
+        )
+    except QueryError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _clips(where: str, folder: Path, value: object) -> list[str | Path]:

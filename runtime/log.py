@@ -28,7 +28,8 @@ def fingerprint(job: Job, settings: Mapping[str, Any]) -> str:
 
 
 def _query(query: Query) -> list[Any]:
-    return [query.text, query.alpha, [_file(Path(clip)) for clip in query.audio if isinstance(clip, str | Path)]]
+    vector = [_file(Path(query.vector))] if isinstance(query.vector, str | Path) else []
+    return [query.text, query.alpha, [_file(Path(clip)) for clip in query.audio if isinstance(clip, str | Path)], vector]
 
 
 def _file(path: Path) -> list[Any]:

@@ -13,6 +13,7 @@ from ..engines import KINDS
 from .clap import CROPS
 from .commands import device_option, precision_option
 from .plans import AUTO
+from .query import Query
 from .separator import Separator
 from .windows import PRESETS
 
@@ -47,11 +48,18 @@ def _clips(name: str, words: str) -> Callable[[Any], Any]:
     return click.option(name, metavar="FILE", type=EXISTING, multiple=True, help=f"Example of {words}; several are averaged.")
 
 
+def _vector(name: str, words: str) -> Callable[[Any], Any]:
+    return click.option(name, metavar="FILE", type=EXISTING, help=f"Embedding of {words}, .npy, in place of a text or examples.")
+
+
+QUERY = ("positive", "negative", "positive_audio", "negative_audio", "positive_vector", "negative_vector", "alpha")
 query_options = _all_of(
     _text("--positive", "What to extract."),
     _text("--negative", "What to leave out."),
     _clips("--positive-audio", "what to extract"),
     _clips("--negative-audio", "what to leave out"),
+    _vector("--positive-vector", "what to extract"),
+    _vector("--negative-vector", "what to leave out"),
     click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Weight of audio where a query has both."),
 )
 # Their names are the arguments of Separator.
@@ -69,18 +77,26 @@ engine_options = _all_of(
 
 
 def window_options(preset: str) -> Callable[[Function], Function]:
-    """`preset` is the default."""
+    """`preset` is what is taken where nothing is given."""
     return _all_of(
-        click.option("--preset", type=click.Choice(list(PRESETS)), default=preset, show_default=True, help="Hop and overlap."),
+        click.option("--preset", type=click.Choice(list(PRESETS)), help=f"Hop and overlap of models with windows.  [default: {preset}]"),
         click.option("--hop", type=float, metavar="SECONDS", help="From one window to the next.  [default: the preset's]"),
         click.option("--overlap", type=float, metavar="SECONDS", help="In which windows hand over.  [default: the preset's]"),
     )
 
 
-def windowing(preset: str, hop: float | None, overlap: float | None) -> dict[str, float | None]:
-    """`hop` and `overlap`, those of the preset where they were not given."""
-    given = {"hop": hop, "overlap": overlap}
-    return PRESETS[preset] | {name: seconds for name, seconds in given.items() if seconds is not None}
+def windowing(default: str, preset: str | None, hop: float | None, overlap: float | None) -> dict[str, float | None]:
+    """`hop` and `overlap`, those of the preset where they were not given; nothing if nothing was, as causal models have neither."""
+    given = {name: seconds for name, seconds in {"hop": hop, "overlap": overlap}.items() if seconds is not None}
+    return PRESETS[preset or default] | given if preset or given else {}
+
+
+def take_queries(options: dict[str, Any]) -> tuple[Query, Query]:
+    """The positive and the negative query of `query_options`, taken out of a command's options."""
+    given = {name: options.pop(name) for name in QUERY}
+    sides = ((given[side], given[f"{side}_audio"], given["alpha"], given[f"{side}_vector"]) for side in ("positive", "negative"))
+    positive, negative = (Query(*side) for side in sides)
+    return positive, negative
 
 
 def open_separator(bundle: Path, engine: str, **options: Any) -> Separator:

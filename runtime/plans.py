@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ..engines import EngineOptions, Machine, engine_class
 from .bundle import Bundle
 from .errors import EngineUnavailable
-from .manifest import Plan
-from .routes import ROUTES, available, plan_routes
+from .family import FILM
+from .manifest import GraphEntry, Plan
+from .routes import ROUTES, available, needs, plan_routes
 
 log = logging.getLogger(__name__)
 AUTO = "auto"
@@ -90,12 +91,13 @@ def runnable_routes(bundle: Bundle, kind: str, options: EngineOptions) -> list[s
     return [name for name in available(graphs) if not (name == "waveform" and options.precision)]
 
 
-def graphs_of(graphs: Collection[str], device: str, *routes: str) -> list[str]:
+def graphs_of(graphs: Mapping[str, GraphEntry], device: str, *routes: str) -> list[str]:
     """The graphs that these routes need, after those that belong to no route: the query encoders."""
-    routed = {graph for route in ROUTES.values() for graph in route.graphs}
+    routed = {FILM, *(graph for route in ROUTES.values() for graph in route.graphs)}
     if device != "cpu":
         routed.add(SHORT_TEXT)  # a GPU gains less from it than its weights would take up once more
-    return [graph for graph in graphs if graph not in routed or any(graph in ROUTES[route].graphs for route in routes)]
+    needed = {graph for route in routes for graph in needs(route, graphs)}
+    return [graph for graph in graphs if graph not in routed or graph in needed]
 
 
 def _unproven(bundle: Bundle, choice: Choice) -> str:

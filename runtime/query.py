@@ -1,4 +1,4 @@
-"""Queries: what to extract or to remove, said by text, by example sounds, or by both."""
+"""Queries: what to extract or to remove, said by text, by example sounds, by both, or by a vector that somebody else has computed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from .audio import check_rate, check_samples, to_mono
 from .audiofile import LIMITS, Limits, read_audio
 from .cache import Cache
+from .clap import ClapTowers
 from .dsp import Float32
 from .errors import LimitError, QueryError
-from .family import Family
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Clip = str | Path | tuple[NDArray[Any], int]
+VECTOR_LIMIT = 1 << 20  # bytes of a file
 CACHE_SIZE = 1024  # embeddings; 2 kB each
 
 
@@ -37,11 +38,13 @@ class Query:
 
     `text`: a caption such as "a dog barking"; `audio`: example clips, each a path or (samples [n] or [channels, n], sample
     rate); several are averaged (the paper's multi-shot query). With both, the embedding is alpha · audio + (1 - alpha) · text.
+    `vector`: an embedding in place of both, as an array or an .npy file. Models of labels take a text for one or several labels.
     """
 
     text: str | None = None
     audio: Sequence[Clip] = ()
     alpha: float = 0.5
+    vector: str | Path | NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         single = isinstance(self.audio, tuple) and len(self.audio) == 2 and isinstance(self.audio[1], int)
@@ -52,10 +55,36 @@ class Query:
         if not isinstance(self.alpha, float | int) or not 0 <= self.alpha <= 1:
             raise QueryError(f"alpha is {self.alpha}; give a weight from 0 (text only) to 1 (audio only)")
 
+        if self.vector is not None and (self.text is not None or self.audio):
+            raise QueryError("a query has a vector and a text or examples too; give one or the other")
+
     @property
     def empty(self) -> bool:
         """Nothing asked: a missing query is a zero vector, never the embedding of an empty text."""
-        return not (self.text and self.text.strip()) and not self.audio
+        return not (self.text and self.text.strip()) and not self.audio and self.vector is None
+
+
+def read_vector(vector: str | Path | NDArray[Any], size: int) -> Float32:
+    """A query's vector [size], from its array or file; files are not unpickled.
+
+    Raises:
+        QueryError: it cannot be read, or is not of so many finite numbers.
+    """
+    name = "the vector" if isinstance(vector, np.ndarray) else str(vector)
+    try:
+        array = vector if isinstance(vector, np.ndarray) else _read_npy(Path(vector))
+        values = array.astype(np.float32) if array.dtype.kind in "fiu" else np.empty(0, np.float32)
+    except (OSError, ValueError, EOFError) as error:
+        raise QueryError(f"{name} is not a vector ({error}); give an .npy file of {size} numbers") from error
+    if values.shape != (size,) or not np.isfinite(values).all():
+        raise QueryError(f"{name} is {array.dtype} {list(array.shape)}; this model takes {size} finite numbers")
+    return values
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    if path.stat().st_size > VECTOR_LIMIT:
+        raise ValueError(f"it is larger than {VECTOR_LIMIT >> 10} KiB")
+    return np.load(path, allow_pickle=False)
 
 
 def as_query(value: Query | str | None) -> Query:
@@ -72,18 +101,17 @@ class QueryEncoder:
 
     def __init__(
         self,
-        family: Family,
+        towers: ClapTowers,
         tokenizer: Callable[[], Tokenizer],
         engine: Callable[[str], Engine],
         crop: str | None = None,
-        words: Sequence[str] | None = None,
         short_context: int = 0,
         limits: Limits = LIMITS,
     ) -> None:
-        self._family, self._open_tokenizer, self._engine, self._crop = family, tokenizer, engine, crop
+        self.towers, self._open_tokenizer, self._engine, self._crop = towers, tokenizer, engine, crop
         self._limits = limits
         self._short_context = short_context  # tokens that the graph for short texts takes; 0 if there is none
-        self._words = None if words is None else set(words)  # those that a small model was trained on
+        self._words = None if towers.rule.words is None else set(towers.rule.words)  # those that a small model was trained on
         self._cache = Cache(CACHE_SIZE)
         self._lock = Lock()
 
@@ -103,7 +131,7 @@ class QueryEncoder:
         return self._stack([self._audio(clip) for clip in clips])
 
     def _stack(self, rows: list[Float32]) -> Float32:
-        return np.stack(rows) if rows else np.zeros((0, self._family.embedding_size), np.float32)
+        return np.stack(rows) if rows else np.zeros((0, self.towers.embedding_size), np.float32)
 
     def embed(self, query: Query) -> Float32 | None:
         """Embedding [embedding] of a query, None for an empty one. Mixed and averaged vectors are not normalised again."""
@@ -156,7 +184,7 @@ class QueryEncoder:
         return self._cache.get(key, lambda: self._encode_audio(mono, rate))
 
     def _encode_audio(self, mono: Float32, rate: int) -> Float32:
-        log_mels = self._family.query_features(mono, rate, self._crop)
+        log_mels = self.towers.features(mono, rate, self._crop)
         engine = self._engine("audio_encoder")
         embeddings = [engine.run({"log_mel": log_mel[None]})["embedding"][0] for log_mel in log_mels]
         return np.stack(embeddings).mean(0)

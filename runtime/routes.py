@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,27 +14,43 @@ from ..engines import Engine
 from .cache import Cache
 from .dsp import Float32
 from .errors import BundleError, EngineUnavailable, QueryError
-from .family import Family
+from .family import FILM, Family, StepFamily, WindowFamily
+from .manifest import GraphEntry
+from .steps import Stepper
 
 Maps = Mapping[str, NDArray[Any]]
 CACHE_SIZE = 256  # FiLM coefficients; 24 kB each
 
 
 class Route(ABC):
-    """Runs a family's graphs; `engine` gives the engine of a graph by its name. Safe for several threads."""
+    """Runs a family's graphs. Safe for several threads."""
 
     name: ClassVar[str]
-    graphs: ClassVar[tuple[str, ...]]
-
-    def __init__(self, family: Family, engine: Callable[[str], Engine]) -> None:
-        self.family, self.engine = family, engine
+    graphs: ClassVar[tuple[str, ...]]  # and `film` where one of them takes it
 
     @abstractmethod
     def targets(self, windows: Float32, conditions: Float32) -> Float32:
         """Windows [B, window_samples] at the model's rate, conditions [K, condition] → targets [K, B, window_samples]."""
 
 
-class MapRoute(Route):
+class WindowRoute(Route):
+    """Routes of families with windows; a condition's FiLM coefficients are computed once."""
+
+    def __init__(self, family: WindowFamily, engine: Callable[[str], Engine]) -> None:
+        self.family, self.engine = family, engine
+        self._films = Cache(CACHE_SIZE)
+
+    def run(self, graph: str, inputs: Maps, condition: Float32) -> dict[str, NDArray[Any]]:
+        """Run a graph that takes the condition, or its coefficients."""
+        engine, batch = self.engine(graph), len(next(iter(inputs.values())))
+        name, row = (FILM, self._film(condition)) if any(spec.name == FILM for spec in engine.inputs) else ("condition", condition)
+        return engine.run({**inputs, name: np.ascontiguousarray(np.broadcast_to(row, (batch, len(row))))})
+
+    def _film(self, condition: Float32) -> Float32:
+        return self._films.get(condition.tobytes(), lambda: self.engine(FILM).run({"condition": condition[None]})[FILM][0])
+
+
+class MapRoute(WindowRoute):
     """Routes whose graphs end with maps: the signal processing is numpy's."""
 
     def targets(self, windows: Float32, conditions: Float32) -> Float32:
@@ -59,46 +76,61 @@ class Fused(MapRoute):
         return inputs
 
     def decode(self, encoded: Maps, condition: Float32) -> Maps:
-        return self.engine("separator").run({**encoded, "condition": _rows(condition, encoded)})
+        return self.run("separator", encoded, condition)
 
 
 class Split(MapRoute):
-    """The mixture is encoded once, whatever is asked of it, and a condition's FiLM coefficients are computed once."""
+    """The mixture is encoded once, whatever is asked of it."""
 
-    name, graphs = "split", ("mixture_encoder", "film", "mask_decoder")
-
-    def __init__(self, family: Family, engine: Callable[[str], Engine]) -> None:
-        super().__init__(family, engine)
-        self._films = Cache(CACHE_SIZE)
+    name, graphs = "split", ("mixture_encoder", "mask_decoder")
 
     def encode(self, inputs: dict[str, Float32]) -> Maps:
         return self.engine("mixture_encoder").run(inputs)
 
     def decode(self, encoded: Maps, condition: Float32) -> Maps:
-        return self.engine("mask_decoder").run({**encoded, "film": _rows(self._film(condition), encoded)})
-
-    def _film(self, condition: Float32) -> Float32:
-        return self._films.get(condition.tobytes(), lambda: self.engine("film").run({"condition": condition[None]})["film"][0])
+        return self.run("mask_decoder", encoded, condition)
 
 
-class Waveform(Route):
+class Waveform(WindowRoute):
     """One graph from waveform to waveform; nothing is left for the host."""
 
     name, graphs = "waveform", ("separator_waveform",)
 
     def targets(self, windows: Float32, conditions: Float32) -> Float32:
         inputs = {"mixture": np.ascontiguousarray(windows)}
-        engine = self.engine("separator_waveform")
-        return np.stack([engine.run({**inputs, "condition": _rows(c, inputs)})["target"] for c in conditions])
+        return np.stack([self.run("separator_waveform", inputs, c)["target"] for c in conditions])
 
 
-ROUTES: dict[str, type[Route]] = {route.name: route for route in (Fused, Split, Waveform)}
+ROUTES: dict[str, type[WindowRoute]] = {route.name: route for route in (Fused, Split, Waveform)}
 
 
-def _rows(vector: Float32, inputs: Maps) -> Float32:
-    """One row for each window of a batch."""
-    batch = len(next(iter(inputs.values())))
-    return np.ascontiguousarray(np.broadcast_to(vector, (batch, len(vector))))
+class StepRoute(Route):
+    """A causal family's graphs, step by step: all in one (`fused`), or what queries share before what they do not (`split`)."""
+
+    def __init__(self, name: str, family: StepFamily, engine: Callable[[str], Engine]) -> None:
+        self._name, self._family, self._engine = name, family, engine
+
+    def targets(self, windows: Float32, conditions: Float32) -> Float32:
+        stepper = self.start(len(windows), conditions)
+        return np.concatenate([stepper.push(windows), stepper.finish()], axis=2)
+
+    def start(self, channels: int, conditions: Float32, slot: AbstractContextManager[object] | None = None) -> Stepper:
+        """Take a sound of so many channels through the model from its beginning; `slot` is held during each step."""
+        return Stepper(self._family, self._family.begin(self._engine, self._name, channels), channels, conditions, slot)
+
+
+def open_route(name: str, family: Family, engine: Callable[[str], Engine]) -> Route:
+    """A route through the graphs of a family; `engine` gives the engine of a graph by its name."""
+    if isinstance(family, StepFamily):
+        return StepRoute(name, family, engine)
+    assert isinstance(family, WindowFamily)
+    return ROUTES[name](family, engine)
+
+
+def needs(route: str, graphs: Mapping[str, GraphEntry]) -> tuple[str, ...]:
+    """The graphs that a route needs."""
+    core = ROUTES[route].graphs
+    return (FILM, *core) if any(spec.name == FILM for name in core for spec in graphs[name].inputs) else core
 
 
 def available(graphs: Collection[str]) -> list[str]:

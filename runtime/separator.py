@@ -19,14 +19,15 @@ from .bundle import Bundle
 from .clap import CROPS
 from .dsp import Float32
 from .errors import AudioError, EngineUnavailable, QueryError
-from .family import open_family
+from .family import StepFamily, open_family
 from .graph import check_interface
 from .plans import SHORT_TEXT, Choice, choose, needs_gpu
-from .query import Clip, Query, QueryEncoder, as_query
-from .routes import ROUTES, MapRoute, Maps
+from .query import Clip, Query, QueryEncoder, as_query, read_vector
+from .routes import MapRoute, Maps, Route, StepRoute, open_route
+from .steps import Stepper
 from .stream import Stream
 from .tokenizer import Tokenizer
-from .windows import OVERLAP, WindowPlan
+from .windows import OVERLAP, Windower, WindowPlan
 
 log = logging.getLogger(__name__)
 GPU_CALLERS = 4
@@ -84,9 +85,10 @@ class Separator:
         host_code: let version-compatible TensorRT plans run the host code that they bring; only for bundles that you trust as programs.
         normalize: override the bundle's rule whether the condition is a unit vector.
         crop: override the bundle's rule for audio queries longer than the model's window: start, center, loudest, average.
-        overlap: seconds in which one window hands over to the next.
+        overlap: seconds in which one window hands over to the next; 1 by default.
         hop: seconds from one window to the next; the longest that fits (window less overlap) by default. A shorter one costs more and
-            makes the results of a stream ready sooner; `windows.PRESETS` has pairs of both (docs/reliability.md).
+            makes the results of a stream ready sooner; `windows.PRESETS` has pairs of both (docs/reliability.md). A causal model has
+            steps of its own, and takes neither.
         batch: windows of a long mixture that one engine call takes; 1 on the CPU by default, as many as plans are made for on a GPU.
         route: take these graphs (`split`, `waveform` or `fused`; docs/performance.md) and not those that are fastest on the device.
         limits: what audio files may have at most.
@@ -113,7 +115,7 @@ class Separator:
         host_code: bool = False,
         normalize: bool | None = None,
         crop: str | None = None,
-        overlap: float = OVERLAP,
+        overlap: float | None = None,
         hop: float | None = None,
         batch: int | None = None,
         route: str | None = None,
@@ -134,19 +136,24 @@ class Separator:
         self._windowing = hop, overlap
         self.plan = self._plan(hop, overlap)
         self.engine = Engines(self.bundle, self.choice, self._open_file)
-        self._routes = {name: ROUTES[name](self.family, self.engine) for name in {self.choice.one, self.choice.several}}
+        self._routes = {name: open_route(name, self.family, self.engine) for name in {self.choice.one, self.choice.several}}
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
         self._slots = BoundedSemaphore(concurrency or (GPU_CALLERS if on_gpu else len(usable_processors())))
         self.batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
-        words = self.bundle.manifest.query.get("words")
-        self._queries = QueryEncoder(
-            self.family, partial(open_tokenizer, self.bundle), self.engine, crop, words, self._short_context(), limits
-        )
         self.limits = limits
+        self._queries: QueryEncoder | None = None
+        if towers := self.family.towers:
+            tokenizer = partial(open_tokenizer, self.bundle)
+            self._queries = QueryEncoder(towers, tokenizer, self.engine, crop, self._short_context(), limits)
+        elif crop is not None:
+            raise QueryError(f"the crop policy '{crop}' is for audio queries, which {self.bundle.path} does not take; leave it out")
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        return self._queries.tokenizer
+    def queries(self) -> QueryEncoder:
+        """What embeds texts and examples; raises QueryError if the bundle has no encoders."""
+        if self._queries is None:
+            raise QueryError(f"{self.bundle.path} has no encoders for texts or examples; give a query as {self.family.vectors}")
+        return self._queries
 
     @property
     def precision(self) -> str:
@@ -161,23 +168,31 @@ class Separator:
 
     def encode_text(self, texts: Sequence[str]) -> Float32:
         """n texts → unit embeddings [n, embedding]."""
-        return self._queries.text(texts)
+        return self.queries.text(texts)
 
     def encode_audio(self, clips: Sequence[Clip]) -> Float32:
         """n clips, each a path or (samples, sample rate) → unit embeddings [n, embedding]."""
-        return self._queries.audio(clips)
+        return self.queries.audio(clips)
 
     def condition(self, positive: Query | str | None = None, negative: Query | str | None = None) -> Float32:
-        """The family's condition vector for a query pair: clapsep [2 · embedding].
+        """The family's condition vector [condition_size] for a query pair.
 
         Raises:
-            QueryError: both queries are empty.
+            QueryError: both queries are empty, or of a kind that the bundle does not take.
         """
-        embeddings = [self._queries.embed(as_query(query)) for query in (positive, negative)]
-        return self.family.condition(*embeddings, normalize=self._normalize)
+        asked, unwanted = as_query(positive), as_query(negative)
+        if not (self.family.signed or unwanted.empty):
+            name = self.bundle.manifest.family
+            raise QueryError(f"a negative query was given and {name} models take positive ones only; leave it out")
+        return self.family.ask(asked, unwanted, self._embed, normalize=self._normalize)
+
+    def _embed(self, query: Query) -> Float32 | None:
+        if query.empty:
+            return None
+        return self.queries.embed(query) if query.vector is None else read_vector(query.vector, self.family.embedding_size)
 
     def mask(self, windows: NDArray[Any], condition: Float32) -> Float32:
-        """Mask [B, frames, bins] for windows [B, window_samples] at the model's rate."""
+        """Mask [B, frames, bins] for windows [B, window_samples] at the model's rate; QueryError if the model has none."""
         windows = check_samples(windows, "the windows")
         if windows.ndim != 2 or windows.shape[1] != self.family.window_samples:
             raise AudioError(f"windows must be [B, {self.family.window_samples}], not {list(windows.shape)}; cut or pad them")
@@ -248,7 +263,7 @@ class Separator:
             positive, negative, condition: as for `separate`.
             sample_rate: of blocks and results, in Hz; the model's by default.
             channels: None for mono blocks [n], else blocks are [channels, n].
-            hop, overlap: in seconds, in place of the separator's; they set the latency (`Stream.latency`).
+            hop, overlap: in seconds, in place of the separator's; they set the latency (`Stream.latency`). Not for causal models.
             peak: the largest magnitude that will come; above 1 everything is scaled for the model as `separate` does. Louder samples than
                 was said are not clipped.
 
@@ -290,10 +305,26 @@ class Separator:
             raise QueryError("both a condition and a query were given; give one of them")
         return self._checked_condition(condition)
 
-    def _plan(self, hop: float | None, overlap: float | None) -> WindowPlan:
-        own_hop, own_overlap = self._windowing
+    def drive(self, plan: WindowPlan | None, channels: int, conditions: Float32, batch: int) -> Windower | Stepper:
+        """What takes a sound at the model's rate through it, window by window or step by step; conditions [K, condition_size]."""
+        route = self._route(len(conditions))
+        if isinstance(route, StepRoute):
+            return route.start(channels, conditions, self._slots)
+        assert plan is not None
+        return Windower(plan, channels, conditions, self.separate_windows, batch)
+
+    def _route(self, queries: int) -> Route:
+        return self._routes[self.choice.one if queries == 1 else self.choice.several]
+
+    def _plan(self, hop: float | None, overlap: float | None) -> WindowPlan | None:
+        family, (own_hop, own_overlap) = self.family, self._windowing
         hop, overlap = own_hop if hop is None else hop, own_overlap if overlap is None else overlap
-        return WindowPlan.of(self.family.window_samples, self.family.sample_rate, overlap, hop)
+        if not isinstance(family, StepFamily):
+            return WindowPlan.of(family.window_samples, family.sample_rate, OVERLAP if overlap is None else overlap, hop)
+        if hop is not None or overlap is not None:
+            step = f"steps of {1000 * family.step / family.sample_rate:.3g} ms"
+            raise QueryError(f"hop and overlap are for models with windows and this one goes in {step}; leave them out")
+        return None
 
     def _short_context(self) -> int:
         entry = self.bundle.manifest.graphs.get(SHORT_TEXT) if SHORT_TEXT in self.choice.plans else None
@@ -313,20 +344,25 @@ class Separator:
 
     def separate_windows(self, windows: Float32, conditions: Float32) -> Float32:
         """Windows [B, window_samples] at the model's rate, conditions [K, condition] → targets [K, B, window_samples], no scaling."""
-        route = self._routes[self.choice.one if len(conditions) == 1 else self.choice.several]
         with self._slots:
-            return route.targets(windows, conditions)
+            return self._route(len(conditions)).targets(windows, conditions)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are masks outside the graphs."""
+        return isinstance(self._routes[self.choice.several], MapRoute)
 
     def maps(self, windows: Float32, condition: Float32) -> Maps:
         """The network's maps by name, [B, frames, bins] each, for windows [B, window_samples] at the model's rate.
 
         Raises:
-            QueryError: the route was set to `waveform`, which has no maps outside its graph.
+            QueryError: the model has none, or the route was set to `waveform`, which has none outside its graph.
         """
         route = self._routes[self.choice.several]
         if not isinstance(route, MapRoute):
-            raise QueryError(f"the route '{route.name}' gives no masks; leave the route out")
-        inputs, _ = self.family.features(windows)
+            why = "goes from waveform to waveform" if isinstance(route, StepRoute) else "was opened by the route 'waveform'; leave it out"
+            raise QueryError(f"there are no masks, as the model {why}")
+        inputs, _ = route.family.features(windows)
         return route.decode(route.encode(inputs), condition)
 
     def _checked_condition(self, condition: NDArray[Any]) -> Float32:

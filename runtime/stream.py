@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral, Real
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,8 @@ from .dsp import Float32
 from .errors import AudioError, StreamError
 from .query import Query
 from .rates import Resampler, fit_length
-from .windows import Windower, WindowPlan, WindowState
+from .steps import StepState
+from .windows import WindowPlan, WindowState
 
 if TYPE_CHECKING:
     from .separator import Separator
@@ -33,14 +33,12 @@ class StreamState:
     """All that a stream remembers, besides what its resamplers hold back.
 
     Attributes:
-        conditions: [K, condition]; the next window that is run takes them.
-        windows: what was heard at the model's rate, and results that are not final.
+        heard: what was heard at the model's rate, and of windows the results that are not final.
         received, returned: samples at the stream's rate.
         closed: why nothing more can be pushed; empty while the stream is open.
     """
 
-    conditions: Float32
-    windows: WindowState
+    heard: WindowState | StepState
     received: int = 0
     returned: int = 0
     closed: str = ""
@@ -54,16 +52,18 @@ class Stream:
 
     Attributes:
         sample_rate: of blocks and results, in Hz.
-        plan: window, hop and overlap at the model's rate.
-        latency: seconds after a sample, at the latest, in which its result is ready, without the time of computing: hop and overlap, and
-            what the resamplers hold back where `sample_rate` is not the model's.
+        plan: window, hop and overlap at the model's rate; None for a causal model, which goes in steps of its own.
+        period: seconds from one result to the next: the hop, or the step.
+        latency: seconds after a sample, at the latest, in which its result is ready, without the time of computing.
+        delays: what it is the sum of: hop and overlap, or the step and what it hears beyond it, and what the resamplers hold back where
+            `sample_rate` is not the model's.
         state: to look at, not to change.
     """
 
     def __init__(
         self,
         separator: Separator,
-        plan: WindowPlan,
+        plan: WindowPlan | None,
         conditions: Float32,
         sample_rate: int | None,
         channels: int | None,
@@ -84,10 +84,12 @@ class Stream:
         self._gain = np.float32(headroom_gain(peak))  # the model knows mixtures within [-1, 1]
         self._into = Resampler(self.sample_rate, rate, rows)
         self._out = Resampler(rate, self.sample_rate, len(conditions) * rows)
-        process = partial(separator.separate_windows, conditions=conditions)  # not a method of this: without a cycle, all goes at once
-        self._windower = Windower(plan, rows, len(conditions), process, batch)
-        self.latency = plan.latency / rate + self._into.delay + self._out.delay
-        self.state = StreamState(conditions, self._windower.state)
+        self._driver = separator.drive(plan, rows, conditions, batch)
+        self.period = self._driver.period / rate
+        self.delays = {name: samples / rate for name, samples in self._driver.delays.items()}
+        self.delays["resampling"] = self._into.delay + self._out.delay
+        self.latency = sum(self.delays.values())
+        self.state = StreamState(self._driver.state)
         self._busy = Lock()
 
     def push(self, block: NDArray[Any]) -> Float32:
@@ -117,7 +119,7 @@ class Stream:
         return self._guarded(lambda: self._push(nothing, last=True), "it is finished")
 
     def ask(self, positive: Query | str | None = None, negative: Query | str | None = None, *, condition: Float32 | None = None) -> None:
-        """Ask for something else from the next window on, at most one hop later; the old result fades into the new one.
+        """Ask for something else from the next window or step on; between windows the old result fades into the new one.
 
         Raises:
             QueryError: as for `Separator.separate`.
@@ -127,8 +129,7 @@ class Stream:
             raise StreamError("the stream answers several queries, which stay as they are; open another one")
         asked = self._separator.ask(positive, negative, condition)[None]
         with self._alone():
-            self.state.conditions = asked
-            self._windower.process = partial(self._separator.separate_windows, conditions=asked)
+            self._driver.conditions = asked
 
     def _checked(self, block: NDArray[Any]) -> Float32:
         """[channels, n]"""
@@ -181,9 +182,9 @@ class Stream:
                 "samples reach %.3g and a peak of %.3g was announced; results differ a little from a whole file's", peak, self._peak
             )
         state.received += samples.shape[1]
-        targets = self._windower.push(self._into.push(samples * self._gain, last=last))
+        targets = self._driver.push(self._into.push(samples * self._gain, last=last))
         if last:
-            targets = np.concatenate([targets, self._windower.finish()], axis=2)
+            targets = np.concatenate([targets, self._driver.finish()], axis=2)
         k, channels, n = targets.shape
         ready = self._out.push(targets.reshape(k * channels, n), last=last).reshape(k, channels, -1)
         left = state.received - state.returned

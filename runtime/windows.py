@@ -110,15 +110,28 @@ class Windower:
     The same samples give the same results however they are cut into pieces.
 
     Args:
-        process: windows [B, window] → [targets, B, window], B ≤ `batch`; another one may be set between two calls.
+        process: windows [B, window] and conditions → [K, B, window], B ≤ `batch`.
+        conditions: [K, condition_size]; others may be set between two calls.
         batch: how many windows are run at once; above 1 results are ready that much later.
     """
 
-    def __init__(self, plan: WindowPlan, channels: int, targets: int, process: Callable[[Float32], Float32], batch: int = 1) -> None:
-        self.plan, self.process, self._batch = plan, process, batch
+    def __init__(
+        self, plan: WindowPlan, channels: int, conditions: Float32, process: Callable[[Float32, Float32], Float32], batch: int = 1
+    ) -> None:
+        self.plan, self.conditions, self._process, self._batch = plan, conditions, process, batch
         heard = np.zeros((channels, plan.window + plan.hop), np.float32)
-        self.state = WindowState(heard, np.zeros((targets, channels, 0), np.float32))
+        self.state = WindowState(heard, np.zeros((len(conditions), channels, 0), np.float32))
         self._fade = np.sin(np.pi / 2 * (np.arange(plan.fade) + 0.5) / max(plan.fade, 1)).astype(np.float32) ** 2
+
+    @property
+    def period(self) -> int:
+        """Samples from one result to the next."""
+        return self.plan.hop
+
+    @property
+    def delays(self) -> dict[str, int]:
+        """Samples that a result waits for, by their reason."""
+        return {"hop": self.plan.hop, "overlap": self.plan.overlap}
 
     def push(self, x: Float32) -> Float32:
         """The next samples [channels, n], n ≥ 0 → the results [targets, channels, m] that they made ready."""
@@ -166,7 +179,7 @@ class Windower:
         if not waiting or len(waiting) * channels < enough:
             return
         rows = np.concatenate([window for window, _ in waiting])
-        results = [self.process(rows[i : i + self._batch]) for i in range(0, len(rows), self._batch)]
+        results = [self._process(rows[i : i + self._batch], self.conditions) for i in range(0, len(rows), self._batch)]
         targets = np.concatenate(results, axis=1)
         for i, (_, end) in enumerate(waiting):
             yield self._hand_over(targets[:, i * channels : (i + 1) * channels], end)

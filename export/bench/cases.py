@@ -7,16 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from ...engines import Engine
 from ...engines.engine import Arrays
 from ...runtime.dsp import Float32
+from ...runtime.family import WindowFamily
 from ...runtime.plans import runnable_routes
 from ...runtime.rates import resample
 from ...runtime.routes import ROUTES
 from ...runtime.separator import Separator
 from ...runtime.windows import OVERLAP, Windower, WindowPlan
+from ..calibration import recording
 from .environment import physical_cores
 from .lab import CLIP_RATE, LONG_TEXT, SHORT_TEXT, Lab, Variant
 from .result import NUMPY
@@ -40,10 +39,12 @@ class Sweeps:
 
 def stages(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
     """What runs in no engine."""
-    raw, window, long = lab.noise(round(lab.window_seconds * CLIP_RATE)), lab.noise(lab.window)[None], lab.noise(sweeps.seconds * lab.rate)
+    rate = CLIP_RATE if lab.rate != CLIP_RATE else 48000
+    raw, window, long = lab.noise(round(lab.window_seconds * rate)), lab.noise(lab.window)[None], lab.noise(sweeps.seconds * lab.rate)
+    yield Probe("stage resample", NUMPY, partial(resample, raw, rate, lab.rate), {"from": rate, "to": lab.rate}, lab.window_seconds)
+    if not isinstance(lab.family, WindowFamily):
+        return
     maps = lab.separator(lab.variants[0]).maps(window, lab.conditions(1)[0])
-    work = partial(resample, raw, CLIP_RATE, lab.rate)
-    yield Probe("stage resample", NUMPY, work, {"from": CLIP_RATE, "to": lab.rate}, lab.window_seconds)
     for name, call in lab.family.stages(window, maps).items():
         yield Probe(f"stage {name}", NUMPY, call, {}, lab.window_seconds)
     yield Probe("stage overlap-add", NUMPY, partial(_overlap_add, lab, long), {"seconds": sweeps.seconds}, sweeps.seconds)
@@ -51,7 +52,7 @@ def stages(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
 
 def _overlap_add(lab: Lab, x: Float32) -> None:
     """The windows of [n] samples, cut and joined."""
-    windower = Windower(WindowPlan.of(lab.window, lab.rate, OVERLAP), 1, 1, lambda windows: windows[None])
+    windower = Windower(WindowPlan.of(lab.window, lab.rate, OVERLAP), 1, lab.conditions(1)[0][None], lambda windows, _: windows[None])
     windower.push(x[None])
     windower.finish()
 
@@ -60,9 +61,8 @@ def graphs(lab: Lab, _: Sweeps) -> Iterator[Probe]:
     """One engine call of each graph of each route, with a batch of one, on what the runtime gives it."""
     calls = [_graph_calls(lab, variant) for variant in lab.variants]
     for graph in (graph for graph in lab.bundle.manifest.graphs if any(graph in found for found in calls)):
-        inputs = {spec.name for spec in lab.bundle.manifest.graphs[graph].inputs}
-        routed = any(graph in route.graphs for route in ROUTES.values())
-        audio = lab.window_seconds if routed and inputs != {"condition"} else 0.0
+        routed = lab.windowed and any(graph in route.graphs for route in ROUTES.values())
+        audio = lab.window_seconds if routed else 0.0
         for variant, found in zip(lab.variants, calls, strict=True):
             if graph in found:
                 yield Probe(f"graph {graph}", _name(lab, variant), found[graph], {"batch": 1}, audio)
@@ -78,45 +78,29 @@ def _graph_calls(lab: Lab, variant: Variant) -> dict[str, Callable[[], object]]:
 
 
 def _given(lab: Lab, separator: Separator) -> dict[str, Arrays]:
-    """What each graph is given for a text query, an audio query and one window."""
-    given: dict[str, Arrays] = {}
-    engines = {graph: separator.engine(graph) for graph in separator.choice.plans}
-    for graph, engine in engines.items():
-        setattr(engine, "run", partial(_keep, given, graph, engine))  # noqa: B010
-    try:
-        _ask_everything(lab, separator)
-    finally:
-        for engine in engines.values():
-            delattr(engine, "run")
-    return given
-
-
-def _keep(given: dict[str, Arrays], graph: str, engine: Engine, inputs: Arrays) -> dict[str, np.ndarray]:
-    given[graph] = inputs
-    return type(engine).run(engine, inputs)
-
-
-def _ask_everything(lab: Lab, separator: Separator) -> None:
-    if lab.bundle.manifest.tokenizer is not None:
-        separator.encode_text([next(lab.texts(length)) for length in (SHORT_TEXT, LONG_TEXT)])
-    separator.encode_audio([next(lab.clips())])
-    separator.separate(lab.noise(lab.window), lab.rate, condition=lab.conditions(1)[0])
+    """What each graph is given, at last, for a text query, an audio query and one window."""
+    with recording(separator, list(separator.choice.plans)) as given:
+        if lab.clip_seconds:
+            separator.encode_text([next(lab.texts(length)) for length in (SHORT_TEXT, LONG_TEXT)])
+            separator.encode_audio([next(lab.clips())])
+        separator.separate(lab.noise(lab.window), lab.rate, condition=lab.conditions(1)[0])
+    return {graph: feeds[-1] for graph, feeds in given.items() if feeds}
 
 
 def queries(lab: Lab, _: Sweeps) -> Iterator[Probe]:
     """Queries that are new, and a text that was asked before."""
-    length = lab.family.query_samples / lab.family.query_sample_rate
+    if not lab.clip_seconds:
+        return
     separators = lab.separators()
-    if lab.bundle.manifest.tokenizer is not None:
-        for words in (SHORT_TEXT, LONG_TEXT):
-            for s in separators:
-                call = partial(_encode_next, s.encode_text, lab.texts(words))
-                yield Probe("text query", s.engine_name, call, {"words": words, "cached": "no"})
+    for words in (SHORT_TEXT, LONG_TEXT):
         for s in separators:
-            call = partial(s.encode_text, [next(lab.texts())])
-            yield Probe("text query", s.engine_name, call, {"words": SHORT_TEXT, "cached": "yes"})
+            call = partial(_encode_next, s.encode_text, lab.texts(words))
+            yield Probe("text query", s.engine_name, call, {"words": words, "cached": "no"})
     for s in separators:
-        yield Probe("audio query", s.engine_name, partial(_encode_next, s.encode_audio, lab.clips()), {"cached": "no"}, length)
+        call = partial(s.encode_text, [next(lab.texts())])
+        yield Probe("text query", s.engine_name, call, {"words": SHORT_TEXT, "cached": "yes"})
+    for s in separators:
+        yield Probe("audio query", s.engine_name, partial(_encode_next, s.encode_audio, lab.clips()), {"cached": "no"}, lab.clip_seconds)
 
 
 def _encode_next(encode: Callable[[list], object], queries: Iterator[object]) -> None:
@@ -153,6 +137,8 @@ def several(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
 
 def batches(lab: Lab, sweeps: Sweeps) -> Iterator[Probe]:
     """A mixture of as many windows as the largest batch, cut without overlap."""
+    if not lab.windowed:
+        return
     most, condition = max(sweeps.batches), lab.conditions(1)[0]
     mixture = lab.noise(most * lab.window)
     for batch in sweeps.batches:

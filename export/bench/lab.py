@@ -14,6 +14,7 @@ from ...engines import KINDS, EngineOptions, engine_class, open_engine, this_mac
 from ...runtime.bundle import Bundle
 from ...runtime.dsp import Float32
 from ...runtime.errors import InputError
+from ...runtime.family import WindowFamily
 from ...runtime.plans import choose, needs_gpu
 from ...runtime.separator import Separator
 
@@ -83,6 +84,9 @@ class Lab:
         self.family = self.separator(variants[0]).family
         self.rate, self.window = self.family.sample_rate, self.family.window_samples
         self.window_seconds = self.window / self.rate
+        self.windowed = isinstance(self.family, WindowFamily)
+        front_end = None if self.family.towers is None else self.family.towers.front_end
+        self.clip_seconds = 0.0 if front_end is None else front_end.clip_samples / front_end.sample_rate  # 0: no audio queries
 
     def separator(self, variant: Variant, **options: Any) -> Separator:
         """A separator of a variant; graphs are loaded when they are first used."""
@@ -109,7 +113,7 @@ class Lab:
 
     def clips(self) -> Iterator[tuple[Float32, int]]:
         """Audio queries as long as the model's own, all different."""
-        clip = self.noise(round(self.family.query_samples / self.family.query_sample_rate * CLIP_RATE))
+        clip = self.noise(round(self.clip_seconds * CLIP_RATE))
         for i in range(len(clip)):
             clip[i] = -clip[i]
             yield clip, CLIP_RATE

@@ -17,7 +17,8 @@ from tiny import DSP, TINY, read, variant
 def tiny(tmp_path_factory):
     """The official modules and ours, with the same parameters."""
     parts = split(*read(variant(tmp_path_factory.mktemp("tiny"))))
-    return official(parts, TINY, DSP), [module.eval() for module in load_modules(parts, TINY, DSP)]
+    towers, separator = load_modules(parts, TINY, DSP)
+    return official(parts, TINY, DSP), [module.eval() for module in (towers.text, towers.audio, separator)]
 
 
 def noise(*shape, seed=0):

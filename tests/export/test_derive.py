@@ -8,9 +8,9 @@ import torch
 from clapsep.engines import PlanSettings, open_engine
 from clapsep.engines.tensorrt_builder import build
 from clapsep.export.derive import derive
-from clapsep.export.family import Cut, GraphSpec, Variant, Wrap
 from clapsep.export.graph import export_graph
 from clapsep.export.precision import lower
+from clapsep.export.specs import Cut, GraphSpec, Variant, Wrap
 from torch import nn
 
 

@@ -107,15 +107,15 @@ def bn0(log_mel, module):
 
 def test_log_mel_after_bn0(separator, model, mixture, inputs):
     wanted = np.load(GOLDEN / "case_text_P.npz")["logmel_bn0"]
-    front_end = separator.family.front_end  # type: ignore[attr-defined]
+    front_end = separator.family.towers.front_end  # type: ignore[attr-defined]
     found = bn0(front_end.log_mel(resample_2_3(mixture)), model.separator)
     np.testing.assert_allclose(found, wanted[:1001], atol=1e-3 / 20)  # bn0 divides dB by about 20
     padding = bn0(np.full((1, 64), -100, np.float32), model.separator)
     np.testing.assert_allclose(wanted[1001:], np.repeat(padding, 23, 0), atol=1e-5)
     embeddings = np.load(GOLDEN / "embeddings.npz")
-    resized = model.audio.get_buffer("resize").numpy()
+    resized = model.towers.audio.get_buffer("resize").numpy()
     for name, clip in (("10s", "query48_10s_i16"), ("3s", "query48_3s_i16")):
-        rows = bn0(separator.family.query_features(inputs[clip] / np.float32(32768), 48000, None)[0], model.audio)
+        rows = bn0(separator.family.towers.features(inputs[clip] / np.float32(32768), 48000, None)[0], model.towers.audio)
         wanted = embeddings[f"query_logmel_bn0_{name}_sub"]
         closest = min(np.max(np.abs(x[::4] - wanted)) for x in (rows, resized @ rows) if x[::4].shape == wanted.shape)
         assert closest < 1e-3 / 20

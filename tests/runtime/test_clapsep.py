@@ -61,7 +61,7 @@ def test_log_mel_is_that_of_the_resampled_window(family):
     x = windows(family, 2)
     features, _ = family.features(x)
     assert [features[name].dtype for name in ("magnitude", "log_mel")] == [np.float32, np.float32]
-    np.testing.assert_array_equal(features["log_mel"], family.front_end.log_mel(resample_2_3(x)))
+    np.testing.assert_array_equal(features["log_mel"], family.towers.front_end.log_mel(resample_2_3(x)))
 
 
 def test_a_mask_of_ones_gives_the_mixture_back(family):
@@ -119,7 +119,9 @@ def test_a_second_window_allocates_nothing_but_its_outputs(family, count, names)
 def test_a_family_and_its_memory_go_at_once(separator):
     family = open_family(separator.bundle.manifest)
     family.reconstruct(random_maps(family.features(windows(family, 1))[1]), family.features(windows(family, 1))[1])
-    watched = [weakref.ref(thing) for thing in (family, family._stft, family._stft._forward_scratch, family.front_end._transform.stft)]
+    watched = [
+        weakref.ref(thing) for thing in (family, family._stft, family._stft._forward_scratch, family.towers.front_end._transform.stft)
+    ]
     gc.disable()
     try:
         del family

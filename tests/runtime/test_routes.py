@@ -51,7 +51,7 @@ def test_conditions_are_questions_too(routes):
 def test_a_mixture_is_encoded_once_and_a_condition_projected_once(demo_bundle, monkeypatch):
     separator = Separator(demo_bundle)
     runs: dict[str, int] = {}
-    for graph in Split.graphs:
+    for graph in ("film", *Split.graphs):
         engine = separator.engine(graph)
 
         def count(inputs, run=engine.run, graph=graph):
@@ -107,7 +107,7 @@ def test_routes_that_cannot_be_taken(demo_bundle):
         plan_routes(ALL, "waveform", "cpu", "bf16")
     assert refused.value.reason == "wrong-precision"
     waveform = Separator(demo_bundle, route="waveform")
-    with pytest.raises(QueryError, match="gives no masks"):
+    with pytest.raises(QueryError, match="there are no masks"):
         waveform.mask(np.zeros((1, 80000), np.float32), waveform.condition("rain"))
     for batch in (0, -1, "2", 1.5):
         with pytest.raises(QueryError, match="batch is"):
@@ -124,11 +124,11 @@ def test_short_texts_take_the_short_graph(demo_bundle, monkeypatch):
         asked.append(graph)
         return original(graph)
 
-    monkeypatch.setattr(separator._queries, "_engine", spy)
+    monkeypatch.setattr(separator.queries, "_engine", spy)
     texts = ["rain", "a dog barking and a bird singing and a man speaking and a car passing by the house"]
     embeddings = separator.encode_text(texts)
     assert asked == ["text_encoder_short", "text_encoder"]
-    ids, mask = separator.tokenizer.encode(texts)
+    ids, mask = separator.queries.tokenizer.encode(texts)
     full = original("text_encoder").run({"input_ids": ids, "attention_mask": mask})["embedding"]
     np.testing.assert_allclose(embeddings, full, atol=1e-6)
 
