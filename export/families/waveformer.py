@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from ...runtime.errors import CheckpointError
 from ...runtime.families.waveformer import DELAYED, LAYERS, SHORT, WaveformerDsp
-from ..checkpoint import Checkpoint, Problems, Tensors
-from ..family import Cut, Derived, GraphSpec, Model
+from ..checkpoint import WEIGHTS, Checkpoint, Problems, Tensors, shape_of
+from ..family import Model
 from ..layers import freeze
+from ..specs import Cut, Derived, GraphSpec
 
 FAMILY = "waveformer"
 DERIVED = "mask_gen.decoder.pos_enc.pe"  # in the files, recomputed here
@@ -34,7 +35,6 @@ TAIL = 5  # blocks of `HOP` samples that a frame sounds in
 HEADS = 8
 # Tensors whose first axis is the encoder's channels.
 ENCODER = re.compile(r"^(in_conv|out_conv|label_embedding\.[34]|mask_gen\.encoder|mask_gen\.proj_d2e)\.")
-WEIGHTS = ("checkpoint", "demo", "generated")
 
 # FSDKaggle2018's classes in the order of the published models, whose files do not hold them.
 PUBLISHED = """
@@ -329,16 +329,10 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return "in_conv.0.weight" in checkpoint.tensors and FIRST in checkpoint.tensors
 
 
-def _sizes(checkpoint: Checkpoint) -> tuple[int, int, int, int]:
+def _sizes(tensors: Tensors) -> tuple[int, int, int, int]:
     """Encoder and decoder width, number of labels, width of the label network."""
-    tensors = checkpoint.tensors
-    ranks = {"in_conv.0.weight": 3, "mask_gen.proj_e2d_e.0.weight": 3, "label_embedding.0.weight": 2}
-    for name, rank in ranks.items():
-        value = tensors.get(name)
-        if value is None or value.ndim != rank or 0 in value.shape:
-            seen = "is missing" if value is None else f"has shape {list(value.shape)}"
-            raise CheckpointError(f"the checkpoint does not fit a Waveformer: {name} {seen}; give a published file")
-    (encoder, decoder), (hidden, labels) = (tensors[name].shape[0] for name in list(ranks)[:2]), tensors["label_embedding.0.weight"].shape
+    encoder, decoder = (shape_of(tensors, name, 3)[0] for name in ("in_conv.0.weight", "mask_gen.proj_e2d_e.0.weight"))
+    hidden, labels = shape_of(tensors, "label_embedding.0.weight", 2)
     if encoder % decoder or decoder % HEADS:
         raise CheckpointError(f"the checkpoint's widths {encoder} and {decoder} do not make a Waveformer; give a published file")
     return encoder, decoder, labels, hidden
@@ -351,7 +345,7 @@ def load(checkpoint: Checkpoint) -> Network:
         CheckpointError: one message that lists every missing, surplus, mis-shaped or non-finite tensor.
     """
     with torch.device("meta"):
-        network = Network(*_sizes(checkpoint))
+        network = Network(*_sizes(checkpoint.tensors))
     problems, expected = Problems(), network.state_dict()
     taken: Tensors = problems.take(checkpoint.tensors, expected, "")
     problems.surplus([name for name in checkpoint.tensors if name not in expected and name != DERIVED])
@@ -375,7 +369,6 @@ class WaveformerModel(Model):
     """A Waveformer checkpoint, ready to be exported."""
 
     family = FAMILY
-    vocabulary = None  # pyright: ignore
 
     def __init__(self, network: Network, labels: list[str], weights: str) -> None:
         self.network, self.weights, self.encoder, self.decoder = freeze(network), weights, network.encoder, network.decoder
@@ -416,9 +409,6 @@ class WaveformerModel(Model):
         for row, wanted in zip(rows, ((2,), (2, 10), (9,)), strict=True):
             row[[i % len(row) for i in wanted]] = 1
         return rows
-
-    def query_features(self, clip: NDArray[np.float32]) -> NDArray[np.float32]:
-        raise NotImplementedError
 
     @torch.inference_mode()
     def separate(self, mixture: NDArray[np.float32], condition: NDArray[np.float32]) -> NDArray[np.float32]:

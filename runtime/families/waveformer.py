@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from ...engines import Engine
 from ...engines.engine import Arrays
 from ..dsp import Float32
 from ..errors import QueryError
-from ..family import Family
+from ..family import Embed, Facts, StepFamily, Steps, compare_shapes
 from ..manifest import GraphEntry, Manifest, decode
 
 if TYPE_CHECKING:
@@ -32,58 +31,6 @@ CONTEXTS = tuple(f"ctx{i}" for i in range(SHORT))
 PASSED = ("z0", "e", "keys", "values")  # from the mixture's graph to the decoder's
 BUFFERED = 4  # frames that the output waits for
 SUGGESTED = 3
-
-
-# ---- Stand-ins for what the mechanism brings (runtime/family.py); to be replaced by imports.
-
-
-@dataclass(frozen=True)
-class Facts:
-    title: str
-    paper: str
-    files: str
-    licence: str
-    queries: str
-    sample_rate: int
-    causality: str
-    macs: str
-
-
-class Steps(ABC):
-    @abstractmethod
-    def run(self, x: Float32, conditions: Float32, valid: int) -> Float32: ...
-
-
-class StepFamily(Family):
-    step: int
-    before: int
-    after: int
-
-    @abstractmethod
-    def begin(self, engine: Callable[[str], Engine], route: str, channels: int) -> Steps: ...
-
-    def features(self, windows: Float32) -> tuple[dict[str, Float32], object]:
-        raise NotImplementedError
-
-    def reconstruct(self, maps: Mapping[str, Float32], context: object) -> Float32:
-        raise NotImplementedError
-
-    def condition(self, positive: Float32 | None, negative: Float32 | None, *, normalize: bool | None) -> Float32:
-        raise NotImplementedError
-
-    def query_features(self, waveform: Float32, sample_rate: int, crop: str | None) -> Float32:
-        raise NotImplementedError
-
-
-def compare_shapes(graphs: Mapping[str, GraphEntry], name: str, wanted: Mapping[str, tuple[int | str, ...]]) -> None:
-    if name not in graphs:
-        raise ValueError(f"there is no graph '{name}'")
-    found = {t.name: t.shape[1:] for t in (*graphs[name].inputs, *graphs[name].outputs)}
-    if found != wanted:
-        raise ValueError(f"graph '{name}' has {found} where other graphs and the constants say {dict(wanted)}")
-
-
-# ---- End of the stand-ins.
 
 
 @dataclass(frozen=True)
@@ -241,7 +188,7 @@ class WaveformerSteps(Steps):
 class Waveformer(StepFamily):
     """Waveformer bound to one bundle's constants."""
 
-    facts: ClassVar[Facts] = Facts(
+    facts = Facts(
         title="Waveformer",
         paper="arXiv 2211.02250",
         files="a published checkpoint (E256 or E512, D128 or D256)",
@@ -265,7 +212,7 @@ class Waveformer(StepFamily):
         self.sample_rate, self.window_samples = self.dsp.sample_rate, self.dsp.window_samples
         self.step, self.before, self.after = self.dsp.step, self.dsp.before, self.dsp.after
         self.frames = self.step // self.dsp.hop
-        self.vectors = f"weights of the {self.condition_size} labels: 1 for those wanted, 0 for the others"
+        self.vectors = f"a vector of {self.condition_size} values, 1 for each label that is wanted"
         self._compare_with_graphs(manifest.graphs)
 
     @property
@@ -288,22 +235,24 @@ class Waveformer(StepFamily):
             compare_shapes(graphs, "mixture_encoder", {**mixture, **passed})
             compare_shapes(graphs, "mask_decoder", {**{name: sizes[name] for name in query}, "valid": sizes["valid"], **passed})
 
-    def ask(self, positive: Query, negative: Query, embed: object, *, normalize: bool | None) -> Float32:  # noqa: ARG002
-        """Names of labels between commas or plus signs → a vector with 1 for each of them.
-
-        Raises:
-            QueryError: no label, an unknown one, or what labels do not have: example sounds and normalisation.
-        """
+    def ask(self, positive: Query, negative: Query, embed: Embed, *, normalize: bool | None) -> Float32:  # noqa: ARG002
+        """Names of labels between commas or plus signs → a vector with 1 for each of them."""
         if positive.audio:
             raise QueryError("this model is asked by labels, not by example sounds; clapsep-export inspect lists its labels")
+        return self.condition(embed(positive) if positive.text is None else self._wanted(positive.text), None, normalize=normalize)
+
+    def _wanted(self, text: str) -> Float32 | None:
+        names = [name for part in re.split("[,+]", text) if (name := part.strip())]
+        wanted = np.zeros(self.condition_size, np.float32)
+        wanted[[self.labels.find(name) for name in names]] = 1
+        return wanted if names else None
+
+    def condition(self, positive: Float32 | None, negative: Float32 | None, *, normalize: bool | None) -> Float32:  # noqa: ARG002
+        if positive is None:
+            raise QueryError("no label was given; clapsep-export inspect lists those that the model has")
         if normalize is not None:
             raise QueryError("this model is asked by labels, and there is nothing to normalise; leave normalize out")
-        names = [name for part in re.split("[,+]", positive.text or "") if (name := part.strip())]
-        if not names:
-            raise QueryError("no label was given; clapsep-export inspect lists those that the model has")
-        condition = np.zeros(self.condition_size, np.float32)
-        condition[[self.labels.find(name) for name in names]] = 1
-        return condition
+        return positive
 
     def begin(self, engine: Callable[[str], Engine], route: str, channels: int) -> WaveformerSteps:
         return WaveformerSteps(self, engine, route, channels)

@@ -151,4 +151,4 @@ def test_the_reference_and_the_steps_agree(rng):
 def test_a_variant_is_described_by_its_sizes():
     made = exported("tiny")
     assert made.model.dsp == dataclasses.asdict(made.family.dsp)
-    assert made.model.vocabulary is None
+    assert made.model.towers is None

@@ -9,6 +9,7 @@ from clapsep.runtime.errors import ManifestError, QueryError
 from clapsep.runtime.families.waveformer import DelayLine, Labels, Waveformer
 from clapsep.runtime.metrics import snr
 from clapsep.runtime.query import Query
+from clapsep.runtime.steps import Stepper
 from waveformers import drive, exported, labels
 
 NOTHING = Query()
@@ -84,6 +85,20 @@ def test_labels_that_differ_only_in_case():
 def test_queries_that_labels_cannot_answer(made, query, normalize, message):
     with pytest.raises(QueryError, match=message):
         made.family.ask(query, NOTHING, lambda _: None, normalize=normalize)
+
+
+def test_a_vector_in_place_of_labels(made):
+    weights = np.linspace(0, 1, 41, dtype=np.float32)
+    found = made.family.ask(Query(vector=weights), NOTHING, lambda query: query.vector, normalize=None)
+    np.testing.assert_array_equal(found, weights)
+
+
+@pytest.mark.parametrize("route", ["fused", "split"])
+def test_in_pieces_of_any_size(made, route, sound):
+    stepper = Stepper(made.family, made.family.begin(made.engine, route, 3), 3, labels(2))
+    pieces = np.split(sound, [0, 1, 447, 448, 1000, 1003, 4000], axis=1)
+    found = np.concatenate([*(stepper.push(piece) for piece in pieces), stepper.finish()], axis=2)
+    np.testing.assert_array_equal(found, drive(made, route, sound, labels(2)))
 
 
 @pytest.mark.parametrize("span", [26, 32, 2048])
