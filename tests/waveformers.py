@@ -173,7 +173,7 @@ def drive(made: Exported, route: str, x: np.ndarray, conditions: Any, seen: Seen
     results = []
     for i in range(count):
         part = padded[:, i * family.step :][:, : family.before + family.step + family.after]
-        asked = conditions(i) if callable(conditions) else conditions
+        asked: Any = conditions(i) if callable(conditions) else conditions
         results.append(steps.run(part, asked, min(family.step, n - i * family.step)))
         seen(i + 1, steps)
     return np.concatenate(results, axis=2)[:, :, :n]
