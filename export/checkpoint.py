@@ -53,8 +53,8 @@ class Checkpoint:
 def read_checkpoint(path: str | Path, role: str) -> Checkpoint:
     """Read a torch.save file or a safetensors file.
 
-    `role` is the flag that named it, for messages and the manifest. Of a torch file, the `state_dict` inside or the flat
-    dict of tensors itself.
+    `role` is the flag that named it, for messages and the manifest. Of a torch file, the `state_dict` inside, the flat dict of
+    tensors itself, or the only dict of tensors inside.
 
     Raises:
         CheckpointError: missing, unreadable, or with content other than tensors, numpy values and plain containers.
@@ -101,11 +101,19 @@ def _read_torch(path: Path, role: str) -> Tensors:
             content = torch.load(path if archive else file, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
         raise CheckpointError(f"--{role} {path} {_why(str(error))}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+    if isinstance(content, dict):
+        inside = [value for value in content.values() if _holds_tensors(value)]
+        if isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
+        elif len(inside) == 1 and not _holds_tensors(content):
+            content = inside[0]
+    if not _holds_tensors(content):
         raise CheckpointError(f"--{role} {path} holds no state dict of tensors; give a checkpoint or a safetensors file")
     return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def _holds_tensors(content: Any) -> bool:
+    return isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values())
 
 
 class _Bounded(io.BufferedReader):
