@@ -27,12 +27,10 @@ def case(name):
 def check_maps(wanted, maps):
     for name in MAPS:
         found = maps[name][0, ::8, ::7]
-        print(name, snr(wanted[f"{name}_sub"], found))
         assert snr(wanted[f"{name}_sub"], found) >= 100
 
 
 def check_wave(wanted, found, limit=95):
-    print("wave", snr(wanted["wave"], found))
     assert snr(wanted["wave"], found) >= limit
 
 
@@ -116,12 +114,10 @@ def test_typical_mistakes_are_seen(audiosep, monkeypatch):
     for name, (where, value) in mistakes.items():
         with monkeypatch.context() as patch:
             patch.setattr(where, name, value)
-            print(name, measured())
             assert measured() < 75
     bn0 = audiosep.network.base.bn0  # rows of zeros before it instead of after it
     late = torch.nn.Sequential(torch.nn.ZeroPad2d((0, 0, 0, 25)), bn0)
     with monkeypatch.context() as patch:
         patch.setitem(audiosep.network.base._modules, "bn0", late)
         patch.setattr(resunet30, "ROWS", 1)
-        print("padding", measured())
         assert measured() < 75
