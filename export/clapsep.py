@@ -16,7 +16,7 @@ from ..runtime.families.clapsep import ClapsepDsp
 from .clap import ClapConfig
 from .htsat import Htsat, HtsatConfig, SwinBlock, expand_index
 from .layers import LastAxisBatchNorm, attend, fold_query_scale
-from .waveform import InverseStft, LogMel, Stft, in_halves, in_order, squared
+from .waveform import FrontEnd, LogMel
 
 SILENCE_DB = -100.0  # 10 log10(1e-10): what a row of zero power is in the log-mel
 
@@ -332,35 +332,14 @@ class SeparatorInParts(nn.Module):
         return (*(maps if isinstance(maps, tuple) else (maps,)), film, *features)
 
 
-class FrontEnd(nn.Module):
+class MelFrontEnd(nn.Module):
     """Mixture [B, window] → magnitude, log-mel, and the spectrum as `waveform` has it."""
 
     def __init__(self, dsp: ClapsepDsp) -> None:
         super().__init__()
-        self.bins = dsp.bins
-        self.stft = Stft(dsp.window_samples, dsp.n_fft, dsp.hop, dsp.bins)
+        self.magnitude = FrontEnd(dsp.window_samples, dsp.n_fft, dsp.hop)
         self.log_mel = LogMel(dsp.window_samples, dsp.front_end)
 
     def forward(self, mixture: Tensor) -> tuple[Tensor, ...]:
-        spectrum = self.stft(mixture)
-        return in_order(squared(spectrum).sqrt(), self.bins), self.log_mel(mixture), spectrum
-
-
-class BackEnd(nn.Module):
-    """Maps and the mixture's spectrum → target [B, window]."""
-
-    def __init__(self, dsp: ClapsepDsp) -> None:
-        super().__init__()
-        self.istft = InverseStft(dsp.n_fft, dsp.hop, dsp.window_samples)
-
-    def forward(self, mask: Tensor, spectrum: Tensor) -> Tensor:
-        return self.istft(spectrum * in_halves(mask)[:, :, None])
-
-
-class RotatingBackEnd(BackEnd):
-    """As `BackEnd`, for three-part masks, which also rotate the phase."""
-
-    def forward(self, mask: Tensor, mask_cos: Tensor, mask_sin: Tensor, spectrum: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        cos, sin = (in_halves(mask * part) for part in (mask_cos, mask_sin))
-        real, imag = spectrum[:, :, 0], spectrum[:, :, 1]
-        return self.istft(torch.stack([cos * real - sin * imag, cos * imag + sin * real], dim=2))
+        magnitude, spectrum = self.magnitude(mixture)
+        return magnitude, self.log_mel(mixture), spectrum

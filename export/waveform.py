@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ..runtime.clap import ClapFrontEnd
 from ..runtime.dsp import AMIN, hann, mel_filterbank
 from ..runtime.resampler import resampling_kernel_2_3
+from .specs import GraphSpec, Wrap
 
 Float64 = NDArray[np.float64]
 RESAMPLED = 64  # samples that the resampler takes in one row: small, as most of its matrix is zeros
@@ -188,3 +189,46 @@ class LogMel(Constants):
         spectrum = self.stft(resampled if resampled.shape[1] == self.samples else resampled[:, : self.samples])
         power = (squared(spectrum) @ self.filters).sum(1)
         return power.clamp_min(AMIN).log() * (10 / math.log(10))
+
+
+class FrontEnd(nn.Module):
+    """Mixture [B, samples] → magnitude [B, frames, bins], no smaller than `floor`, and the spectrum."""
+
+    def __init__(self, samples: int, n_fft: int, hop: int, floor: float = 0.0) -> None:
+        super().__init__()
+        self.bins, self.floor = n_fft // 2 + 1, floor
+        self.stft = Stft(samples, n_fft, hop, self.bins)
+
+    def forward(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
+        spectrum = self.stft(mixture)
+        power = squared(spectrum)
+        return in_order((power.clamp_min(self.floor**2) if self.floor else power).sqrt(), self.bins), spectrum
+
+
+class BackEnd(nn.Module):
+    """Maps [B, frames, bins], a mask alone or with cosine and sine that rotate the phase, and the spectrum → target [B, samples]."""
+
+    def __init__(self, samples: int, n_fft: int, hop: int) -> None:
+        super().__init__()
+        self.istft = InverseStft(n_fft, hop, samples)
+
+    def forward(self, mask: Tensor, *rest: Tensor) -> Tensor:
+        *rotation, spectrum = rest
+        if not rotation:
+            return self.istft(spectrum * in_halves(mask)[:, :, None])
+        cos, sin = (in_halves(mask * part) for part in rotation)
+        real, imag = spectrum[:, :, 0], spectrum[:, :, 1]
+        return self.istft(torch.stack([cos * real - sin * imag, cos * imag + sin * real], dim=2))
+
+
+def from_waveform(samples: int, n_fft: int, hop: int, maps: tuple[str, ...], front: GraphSpec | None = None, floor: float = 0.0) -> Wrap:
+    """The graph `separator_waveform`: the graph `separator`, from magnitude to `maps`, between transforms.
+
+    `front` takes the place of `FrontEnd` for models that are given more than a magnitude; its last output is the spectrum, `bins`.
+    """
+    frames, bins = samples // hop + 1, n_fft // 2 + 1
+    if front is None:
+        front = GraphSpec("before", FrontEnd(samples, n_fft, hop, floor), {"mixture": torch.randn(2, samples)}, ("magnitude", "bins"))
+    examples = {**{name: torch.rand(2, frames, bins) for name in maps}, "bins": torch.randn(2, 2, 2, frames, (bins + 1) // 2)}
+    back = GraphSpec("after", BackEnd(samples, n_fft, hop), examples, ("target",))
+    return Wrap("separator_waveform", "separator", front, back)

@@ -17,10 +17,11 @@ from ...runtime.families.clapsep import ClapsepDsp
 from .. import torch_dsp
 from ..checkpoint import About, Checkpoint, Problems, Tensors, about, count_of, shape_of
 from ..clap import Towers, clap_config, useful
-from ..clapsep import BackEnd, FrontEnd, RotatingBackEnd, Separator, SeparatorConfig, SeparatorInParts
+from ..clapsep import MelFrontEnd, Separator, SeparatorConfig, SeparatorInParts
 from ..family import Model
 from ..layers import freeze, merge_lora
-from ..specs import Cut, Derived, GraphSpec, Wrap
+from ..specs import Cut, Derived, GraphSpec
+from ..waveform import from_waveform
 
 FAMILY = "clapsep"
 SHORT = 16  # tokens: most captions fit, and a quarter of the full context takes a quarter of the time
@@ -186,16 +187,14 @@ class ClapsepModel(Model):
         return [GraphSpec("separator", parts, inputs, self.maps, ("film", *self.features))]
 
     def derived(self) -> list[Derived]:
-        mixture = torch.randn(2, self.signal.window_samples)
-        back = RotatingBackEnd(self.signal) if self.config.phase else BackEnd(self.signal)
-        before = GraphSpec("before", FrontEnd(self.signal), {"mixture": mixture}, ("magnitude", "log_mel", "bins"))
-        bins = torch.randn(2, 2, 2, self.signal.frames, (self.signal.bins + 1) // 2)
-        after = GraphSpec("after", back, {**{name: self._example_map() for name in self.maps}, "bins": bins}, ("target",))
+        dsp = self.signal
+        mixture = {"mixture": torch.randn(2, dsp.window_samples)}
+        front = GraphSpec("before", MelFrontEnd(dsp), mixture, ("magnitude", "log_mel", "bins"))
         return [
             Cut("mixture_encoder", "separator", ("magnitude", "log_mel"), self.features),
             Cut("film", "separator", ("condition",), ("film",)),
             Cut("mask_decoder", "separator", (*self.features, "film"), self.maps),
-            Wrap("separator_waveform", "separator", before, after),
+            from_waveform(dsp.window_samples, dsp.n_fft, dsp.hop, self.maps, front),
         ]
 
     def _example_map(self) -> Tensor:

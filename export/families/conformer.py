@@ -26,8 +26,8 @@ from .. import torch_dsp
 from ..checkpoint import DERIVED, Checkpoint, Problems, Tensors
 from ..family import Model
 from ..layers import LastAxisBatchNorm, freeze
-from ..specs import Derived, GraphSpec, Wrap
-from ..waveform import InverseStft, Stft, in_halves, in_order, squared
+from ..specs import Derived, GraphSpec
+from ..waveform import from_waveform
 
 FAMILY = "conformer"
 SAMPLE_RATE = 32000  # Hz [P]
@@ -335,29 +335,6 @@ class Separator(nn.Module):
         return _mask(self.out_proj(h), self.config)
 
 
-class FrontEnd(nn.Module):
-    """Mixture [B, window] → magnitude, and the spectrum as `waveform` has it."""
-
-    def __init__(self, dsp: ConformerDsp) -> None:
-        super().__init__()
-        self.bins, self.stft = dsp.bins, Stft(dsp.window_samples, dsp.n_fft, dsp.hop, dsp.bins)
-
-    def forward(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
-        spectrum = self.stft(mixture)
-        return in_order(squared(spectrum).sqrt(), self.bins), spectrum
-
-
-class BackEnd(nn.Module):
-    """Mask and the mixture's spectrum → target [B, window]."""
-
-    def __init__(self, dsp: ConformerDsp) -> None:
-        super().__init__()
-        self.istft = InverseStft(dsp.n_fft, dsp.hop, dsp.window_samples)
-
-    def forward(self, mask: Tensor, spectrum: Tensor) -> Tensor:
-        return self.istft(spectrum * in_halves(mask)[:, :, None])
-
-
 class ConformerModel(Model):
     """An extractor's checkpoint, ready to be exported."""
 
@@ -383,11 +360,8 @@ class ConformerModel(Model):
         ]
 
     def derived(self) -> list[Derived]:
-        mixture, dsp = torch.randn(2, self.signal.window_samples), self.signal
-        bins = torch.randn(2, 2, 2, dsp.frames, (dsp.bins + 1) // 2)
-        before = GraphSpec("before", FrontEnd(dsp), {"mixture": mixture}, ("magnitude", "bins"))
-        after = GraphSpec("after", BackEnd(dsp), {"mask": self._example_map(), "bins": bins}, ("target",))
-        return [Wrap("separator_waveform", "separator", before, after)]
+        dsp = self.signal
+        return [from_waveform(dsp.window_samples, dsp.n_fft, dsp.hop, ("mask",))]
 
     def _example_map(self) -> Tensor:
         return torch.rand(2, self.signal.frames, self.signal.bins)

@@ -28,8 +28,8 @@ from ..checkpoint import DERIVED, About, Checkpoint, Problems, Tensors, about, s
 from ..clap import Towers, clap_config, useful
 from ..family import Model
 from ..layers import LastAxisBatchNorm
-from ..specs import Derived, GraphSpec, Wrap
-from ..waveform import InverseStft, Stft, in_halves, in_order, squared
+from ..specs import Derived, GraphSpec
+from ..waveform import from_waveform
 
 FAMILY = "resunet30"
 LEVELS = 6
@@ -234,32 +234,6 @@ class Network(nn.Module):
         return film.eval().requires_grad_(False), own.base
 
 
-class FrontEnd(nn.Module):
-    """Mixture [B, window] → magnitude [B, frames, bins], and the spectrum as `waveform` has it."""
-
-    def __init__(self, dsp: ResunetDsp) -> None:
-        super().__init__()
-        self.bins = dsp.bins
-        self.stft = Stft(dsp.window_samples, dsp.n_fft, dsp.hop, dsp.bins)
-
-    def forward(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
-        spectrum = self.stft(mixture)
-        return in_order(squared(spectrum).clamp_min(FLOOR**2).sqrt(), self.bins), spectrum
-
-
-class BackEnd(nn.Module):
-    """Maps and the mixture's spectrum → target [B, window]."""
-
-    def __init__(self, dsp: ResunetDsp) -> None:
-        super().__init__()
-        self.istft = InverseStft(dsp.n_fft, dsp.hop, dsp.window_samples)
-
-    def forward(self, mask: Tensor, mask_cos: Tensor, mask_sin: Tensor, spectrum: Tensor) -> Tensor:
-        cos, sin = (in_halves(mask * part) for part in (mask_cos, mask_sin))
-        real, imag = spectrum[:, :, 0], spectrum[:, :, 1]
-        return self.istft(torch.stack([cos * real - sin * imag, cos * imag + sin * real], dim=2))
-
-
 class ResunetModel(Model):
     """A network, folded, ready to be exported, and as published to compare with."""
 
@@ -289,10 +263,7 @@ class ResunetModel(Model):
 
     def derived(self) -> list[Derived]:
         dsp = self.signal
-        before = GraphSpec("before", FrontEnd(dsp), {"mixture": torch.randn(2, dsp.window_samples)}, ("magnitude", "bins"))
-        bins = torch.randn(2, 2, 2, dsp.frames, (dsp.bins + 1) // 2)
-        after = GraphSpec("after", BackEnd(dsp), {**{name: self._example_map() for name in MAPS}, "bins": bins}, ("target",))
-        return [Wrap("separator_waveform", "separator", before, after)]
+        return [from_waveform(dsp.window_samples, dsp.n_fft, dsp.hop, MAPS, floor=FLOOR)]
 
     def _example_map(self) -> Tensor:
         return torch.rand(2, self.signal.frames, self.signal.bins)
