@@ -206,17 +206,21 @@ class FrontEnd(nn.Module):
 
 
 class BackEnd(nn.Module):
-    """Maps [B, frames, bins], a mask alone or with cosine and sine that rotate the phase, and the spectrum → target [B, samples]."""
+    """Mask [B, frames, bins] and the mixture's spectrum → target [B, samples]."""
 
     def __init__(self, samples: int, n_fft: int, hop: int) -> None:
         super().__init__()
         self.istft = InverseStft(n_fft, hop, samples)
 
-    def forward(self, mask: Tensor, *rest: Tensor) -> Tensor:
-        *rotation, spectrum = rest
-        if not rotation:
-            return self.istft(spectrum * in_halves(mask)[:, :, None])
-        cos, sin = (in_halves(mask * part) for part in rotation)
+    def forward(self, mask: Tensor, spectrum: Tensor) -> Tensor:
+        return self.istft(spectrum * in_halves(mask)[:, :, None])
+
+
+class RotatingBackEnd(BackEnd):
+    """As `BackEnd`, for three-part masks, which also rotate the phase."""
+
+    def forward(self, mask: Tensor, mask_cos: Tensor, mask_sin: Tensor, spectrum: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        cos, sin = (in_halves(mask * part) for part in (mask_cos, mask_sin))
         real, imag = spectrum[:, :, 0], spectrum[:, :, 1]
         return self.istft(torch.stack([cos * real - sin * imag, cos * imag + sin * real], dim=2))
 
@@ -230,5 +234,5 @@ def from_waveform(samples: int, n_fft: int, hop: int, maps: tuple[str, ...], fro
     if front is None:
         front = GraphSpec("before", FrontEnd(samples, n_fft, hop, floor), {"mixture": torch.randn(2, samples)}, ("magnitude", "bins"))
     examples = {**{name: torch.rand(2, frames, bins) for name in maps}, "bins": torch.randn(2, 2, 2, frames, (bins + 1) // 2)}
-    back = GraphSpec("after", BackEnd(samples, n_fft, hop), examples, ("target",))
+    back = GraphSpec("after", (BackEnd if len(maps) == 1 else RotatingBackEnd)(samples, n_fft, hop), examples, ("target",))
     return Wrap("separator_waveform", "separator", front, back)
