@@ -49,7 +49,7 @@ def generated(config: ConformerConfig, seed: int = 0) -> dict[str, torch.Tensor]
 
 def hyper(config: ConformerConfig, window_samples: int = WINDOW) -> dict[str, object]:
     """The metadata of a file with a model of other than the usual sizes."""
-    told = {name: value for name, value in asdict(config).items() if name in ("heads", "position", "cond_residual", "mask")}
+    told = {name: value for name, value in asdict(config).items() if name in ("heads", "position", "cond_residual")}
     return {**told, "window_samples": window_samples, "weights": "generated"}
 
 

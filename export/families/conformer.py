@@ -47,7 +47,6 @@ HYPER: dict[str, tuple[type, Any]] = {
     "heads": (int, 4),
     "position": (str, "rel_pos"),
     "cond_residual": (bool, False),
-    "mask": (str, "sigmoid"),
 }
 
 
@@ -56,7 +55,7 @@ class ConformerConfig:
     """Sizes and choices; the defaults are the paper's, or standard where it is silent.
 
     position: `rel_pos` (Transformer-XL, [G]), `abs_sin` (sinusoids added once) or `none`. norm: in the convolution, `batch` [G] or `layer`.
-    cond_residual: whether conditioning blocks are added to their input. mask: `sigmoid`, or `relu` (not bounded).
+    cond_residual: whether conditioning blocks are added to their input.
     """
 
     condition: int = 512
@@ -68,13 +67,12 @@ class ConformerConfig:
     heads: int = 4
     position: str = "rel_pos"
     cond_residual: bool = False
-    mask: str = "sigmoid"
     norm: str = "batch"
 
     def __post_init__(self) -> None:
         if not 0 < self.heads <= self.hidden or self.hidden % self.heads or self.hidden % 2 or self.kernel % 2 == 0 or self.layers < 1:
             raise ValueError(f"sizes do not fit together: {self}")
-        for name, choices in {"position": ("rel_pos", "abs_sin", "none"), "mask": ("sigmoid", "relu"), "norm": ("batch", "layer")}.items():
+        for name, choices in {"position": ("rel_pos", "abs_sin", "none"), "norm": ("batch", "layer")}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r} and not one of {', '.join(choices)}")
 
@@ -189,11 +187,7 @@ class Extractor(nn.Module):
             h = h + sinusoids(torch.arange(h.shape[1]), h.shape[2]).to(h.dtype)
         for block in self.blocks:
             h = block(h, condition)
-        return _mask(self.out_proj(h), self.config)
-
-
-def _mask(logits: Tensor, config: ConformerConfig) -> Tensor:
-    return logits.sigmoid() if config.mask == "sigmoid" else logits.relu()
+        return self.out_proj(h).sigmoid()
 
 
 def _double(*values: nn.Parameter | Tensor) -> list[Tensor]:
@@ -332,7 +326,7 @@ class Separator(nn.Module):
         h = self.in_proj(magnitude) + self.bias
         for block, gamma, beta in zip(self.blocks, parts[::2], parts[1::2], strict=True):
             h = block(h, gamma, beta)
-        return _mask(self.out_proj(h), self.config)
+        return self.out_proj(h).sigmoid()
 
 
 class ConformerModel(Model):
@@ -345,7 +339,7 @@ class ConformerModel(Model):
         for module in (self.extractor, self.film, self.separator):
             freeze(module)
         self.signal, self.weights, self.config = dsp, weights, (config := extractor.config)
-        choices = {name: getattr(config, name) for name in ("position", "norm", "cond_residual", "mask")}
+        choices = {name: getattr(config, name) for name in ("position", "norm", "cond_residual")}
         self.variant = {**choices, "definition": "by the paper's text; no published weights exist"}
         self.dsp = asdict(dsp)
         self.condition = {"size": config.condition, "normalize": True}
@@ -414,7 +408,7 @@ def infer_config(tensors: Tensors, hyper: Mapping[str, Any]) -> ConformerConfig:
         ffn=shapes["blocks.0.ff1.lin1.weight"][0],
         kernel=shapes["blocks.0.conv.dw.weight"][2],
         norm="batch" if any("bn.running" in name for name in tensors) else "layer",
-        **{name: hyper[name] for name in ("heads", "position", "cond_residual", "mask")},
+        **{name: hyper[name] for name in ("heads", "position", "cond_residual")},
     )
 
 

@@ -29,7 +29,7 @@ OPTIONS = [
     {},
     {"position": "abs_sin"},
     {"position": "none", "cond_residual": True},
-    {"norm": "layer", "mask": "relu"},
+    {"norm": "layer"},
     {"heads": 4, "kernel": 1, "layers": 1},
 ]
 X = np.random.default_rng(0).uniform(-0.5, 0.5, (2, WINDOW)).astype(np.float32)
@@ -252,7 +252,7 @@ def test_what_is_wrong_is_said(name):
         {"heads": 4},
         {"position": "rope"},
         {"position": "none"},
-        {"mask": "tanh"},
+        {"position": "absolute"},
         {"cond_residual": 1},
         {"weights": "stolen"},
         {"window_samples": 650},
