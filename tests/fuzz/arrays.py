@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 from clapsep.export import signals
 from clapsep.export.golden import Golden
+from clapsep.runtime.query import read_vector
 from numpy.lib import format as npy
 
 from .mutators import NUMBERS, damage, edit_directory, edit_zip
@@ -49,13 +50,10 @@ def _golden() -> list[bytes]:
     return packed
 
 
-def edit_array(rng: random.Random, data: bytes) -> bytes:
-    """One array's header names another type, shape or order, or lies about its size; or the array is a pickle."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    name = rng.choice(list(members))
+def edit_header(rng: random.Random, data: bytes) -> bytes:
+    """An array's header names another type, shape or order, or lies about its size; or the array is a pickle."""
     header = io.BytesIO()
-    array = np.load(io.BytesIO(members[name]))
+    array = np.load(io.BytesIO(data))
     shape = list(array.shape) or [1]
     shape[rng.randrange(len(shape))] = rng.choice(NUMBERS)
     fields = {"descr": npy.dtype_to_descr(array.dtype), "fortran_order": rng.random() < 0.3, "shape": array.shape}
@@ -63,7 +61,15 @@ def edit_array(rng: random.Random, data: bytes) -> bytes:
     text = (repr(fields) if rng.random() < 0.9 else "(" * 5000).encode() + b"\n"
     header.write(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text)
     body = rng.choice((array.tobytes(), array.tobytes() * 3, b"", b"cos\nsystem\n(S'touch was-here'\ntR."))
-    members[name] = header.getvalue() + body
+    return header.getvalue() + body
+
+
+def edit_array(rng: random.Random, data: bytes) -> bytes:
+    """One of the arrays has another header."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = rng.choice(list(members))
+    members[name] = edit_header(rng, members[name])
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in members.items():
@@ -75,3 +81,21 @@ def edit_array(rng: random.Random, data: bytes) -> bytes:
 def golden(data: bytes) -> None:
     """Read golden.npz as the gates do."""
     Golden.load(written(data, "golden.npz"))
+
+
+def _vector() -> list[bytes]:
+    """Vectors of three numbers, as files have them."""
+    files = []
+    for dtype in ("<f4", "<f8", "<i8"):
+        out = io.BytesIO()
+        np.save(out, np.arange(3, dtype=dtype))
+        files.append(out.getvalue())
+    return files
+
+
+@target(_vector, edit_header, edit_header, damage)
+def vector(data: bytes) -> None:
+    """Read a query's vector."""
+    found = read_vector(written(data, "vector.npy"), 3)
+    assert found.shape == (3,)
+    assert np.isfinite(found).all()

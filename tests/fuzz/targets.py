@@ -10,7 +10,7 @@ FILES = {
     "manifests": ("manifest", "bundle", "benchmark"),
     "graphs": ("graph", "onnx_in_onnxruntime", "onnx_in_openvino"),
     "tokenizers": ("tokenizer", "build_tokenizer"),
-    "arrays": ("golden",),
+    "arrays": ("golden", "vector"),
     "checkpoints": ("torch_checkpoint", "safetensors_checkpoint", "model"),
     "sounds": ("audio",),
     "streams": ("stream",),
