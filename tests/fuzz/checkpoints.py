@@ -127,3 +127,24 @@ def _clap() -> Checkpoint:
 def model(data: bytes) -> None:
     """Build the model that a checkpoint describes."""
     open_model(_clap(), read_checkpoint(written(data, "b.safetensors"), "checkpoint"))
+
+
+def _others() -> list[bytes]:
+    """Very small models of the other families, with what their files may say of themselves."""
+    import conformer_files
+    import resunet
+    import waveformers
+    from safetensors.torch import save
+
+    models = [
+        (resunet.tiny(adaptor=True), {"window_samples": 32000, "weights": "generated"}),
+        (waveformers.tiny(3), {"labels": ["a", "b", "c"], "weights": "generated"}),
+        (conformer_files.generated(conformer_files.TINY), conformer_files.hyper(conformer_files.TINY)),
+    ]
+    return [save(tensors, {"clapsep": json.dumps(said)}) for tensors, said in models]
+
+
+@target(_others, edit_metadata, edit_length_prefixed_json, seconds=10)
+def other_models(data: bytes) -> None:
+    """Build a model of another family."""
+    open_model(None, read_checkpoint(written(data, "o.safetensors"), "checkpoint"))

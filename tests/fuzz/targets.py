@@ -11,7 +11,7 @@ FILES = {
     "graphs": ("graph", "onnx_in_onnxruntime", "onnx_in_openvino"),
     "tokenizers": ("tokenizer", "build_tokenizer"),
     "arrays": ("golden", "vector"),
-    "checkpoints": ("torch_checkpoint", "safetensors_checkpoint", "model"),
+    "checkpoints": ("torch_checkpoint", "safetensors_checkpoint", "model", "other_models"),
     "sounds": ("audio",),
     "streams": ("stream",),
     "lists": ("job_list", "job_table", "run_log"),
