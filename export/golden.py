@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..runtime.dsp import Float32
 from ..runtime.errors import BundleError
 from ..runtime.family import Family
+from ..runtime.npy import read_array
 from ..runtime.tokenizer import Ids, Tokenizer
 from . import signals
 
@@ -81,7 +79,7 @@ class Golden:
             with zipfile.ZipFile(path) as archive:
                 if sum(member.file_size for member in archive.infolist()) > SIZE_LIMIT:
                     raise ValueError(f"it unpacks to more than {SIZE_LIMIT >> 20} MiB")
-                golden = cls(**{f.name: _read_array(archive.read(f"{f.name}.npy")) for f in fields(cls)})
+                golden = cls(**{f.name: read_array(archive.read(f"{f.name}.npy")) for f in fields(cls)})
             golden._check(towers)
         except Exception as error:  # zip, header and dtype errors of hostile files have many types
             raise BundleError(f"{path} is not a golden.npz ({error}); build the bundle again") from error
@@ -107,16 +105,6 @@ class Golden:
         )
         if not complete:
             raise ValueError("its arrays do not belong together")
-
-
-def _read_array(content: bytes) -> NDArray[Any]:
-    """An array without pickles, of no more bytes than are there."""
-    stream = io.BytesIO(content)
-    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-    shape, _, dtype = read_header(stream)
-    if math.prod(shape) * dtype.itemsize != len(content) - stream.tell() or not dtype.itemsize:
-        raise ValueError(f"an array {list(shape)} of {dtype} has {len(content) - stream.tell()} bytes")
-    return npy.read_array(io.BytesIO(content), allow_pickle=False)
 
 
 def as_float(samples: NDArray[np.int16]) -> Float32:

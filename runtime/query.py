@@ -21,6 +21,7 @@ from .cache import Cache
 from .clap import ClapTowers
 from .dsp import Float32
 from .errors import LimitError, QueryError
+from .npy import read_array
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ def read_vector(vector: str | Path | NDArray[Any], size: int) -> Float32:
     name = "the vector" if isinstance(vector, np.ndarray) else str(vector)
     try:
         array = vector if isinstance(vector, np.ndarray) else _read_npy(Path(vector))
-        values = array.astype(np.float32) if array.dtype.kind in "fiu" else np.empty(0, np.float32)
-    except (OSError, ValueError, EOFError) as error:
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+            values = array.astype(np.float32) if array.dtype.kind in "fiu" else np.empty(0, np.float32)
+    except Exception as error:  # headers of hostile files raise many types
         raise QueryError(f"{name} is not a vector ({error}); give an .npy file of {size} numbers") from error
     if values.shape != (size,) or not np.isfinite(values).all():
         raise QueryError(f"{name} is {array.dtype} {list(array.shape)}; this model takes {size} finite numbers")
@@ -84,7 +86,7 @@ def read_vector(vector: str | Path | NDArray[Any], size: int) -> Float32:
 def _read_npy(path: Path) -> NDArray[Any]:
     if path.stat().st_size > VECTOR_LIMIT:
         raise ValueError(f"it is larger than {VECTOR_LIMIT >> 10} KiB")
-    return np.load(path, allow_pickle=False)
+    return read_array(path.read_bytes())
 
 
 def as_query(value: Query | str | None) -> Query:
