@@ -1,6 +1,6 @@
 """CLAP's two query towers (Wu et al. 2023): RoBERTa text encoder and HTSAT audio encoder into one 512-dimensional space.
 
-Other families (AudioSep, USS) are queried by the same towers. Parameter names are those of the published checkpoint
+Several families are queried by the same towers. Parameter names are those of the published checkpoint
 without its `module.` prefix.
 """
 

@@ -33,7 +33,8 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     yield f"toolchain  {', '.join(f'{name} {v}' for name, v in m.toolchain.items())}"
     yield f"signal     {', '.join(f'{name} {v}' for name, v in m.dsp.items())}"
     yield f"condition  {', '.join(f'{name} {v}' for name, v in m.condition.items())}"
-    yield f"query      {', '.join(f'{name} {len(v) if isinstance(v, list) else v}' for name, v in m.query.items())}"
+    if m.query:
+        yield f"query      {', '.join(f'{name} {len(v) if isinstance(v, list) else v}' for name, v in m.query.items())}"
     if labels := m.query.get("labels"):
         yield f"labels     {', '.join(map(str, labels))}"
     for name, g in m.graphs.items():

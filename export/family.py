@@ -70,7 +70,11 @@ def open_model(clap: Checkpoint | None, checkpoint: Checkpoint, family: str | No
         titles = [family_class(name).facts.title for name in recognising(clap)]
         seen, hint = (f"a checkpoint of {titles[0]}", "give it as --checkpoint") if titles else (seen, "see the README for the files")
         raise CheckpointError(f"--clap {clap.source.name} looks like {seen}, not like a CLAP checkpoint; {hint}")
-    fitting = recognising(checkpoint) if family is None else [family]
+    fitting = recognising(checkpoint)
+    if fitting and family not in (None, *fitting):
+        seen, named = (family_class(name).facts.title for name in (fitting[0], str(family)))
+        raise CheckpointError(f"--checkpoint {checkpoint.source.name} is a checkpoint of {seen}, and not of {named}; leave --family out")
+    fitting = fitting if family is None else [family]
     if not fitting:
         hint = "give it as --clap" if (seen := describe_tensors(checkpoint.tensors)) == "a CLAP checkpoint" else "name its --family"
         known = ", ".join(family_class(name).facts.title for name in family_names())

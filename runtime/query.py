@@ -74,9 +74,10 @@ def read_vector(vector: str | Path | NDArray[Any], size: int) -> Float32:
     name = "the vector" if isinstance(vector, np.ndarray) else str(vector)
     try:
         array = vector if isinstance(vector, np.ndarray) else _read_file(Path(vector))
-    except Exception as error:  # damaged headers have many types
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+            values = array.astype(np.float32) if array.dtype.kind in "fiu" else np.empty(0, np.float32)
+    except Exception as error:  # headers of hostile files raise many types
         raise QueryError(f"{name} is not a vector ({error}); give an .npy file of {size} numbers") from error
-    values = array.astype(np.float32) if array.dtype.kind in "fiu" else np.empty(0, np.float32)
     if values.shape != (size,) or not np.isfinite(values).all():
         raise QueryError(f"{name} is {array.dtype} {list(array.shape)}; this model takes {size} finite numbers")
     return values

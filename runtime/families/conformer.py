@@ -57,8 +57,8 @@ class Conformer(WindowFamily):
     """The extractor bound to one bundle's constants."""
 
     facts = Facts(
-        title="Conformer extractor of audio-only training (no published weights; defined by the paper's text)",
-        paper="arXiv 2409.13152",
+        title="Conformer extractor",
+        paper="arXiv 2409.13152, whose text defines it",
         files="--checkpoint with tensors named as in export/families/conformer.py; nothing is published",
         licence="no official code or weights",
         queries="a vector (LAION-CLAP, 512 values, or MS-CLAP, 1024), positive only",

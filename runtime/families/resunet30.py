@@ -64,13 +64,13 @@ class Resunet30(WindowFamily):
     """A ResUNet30 bound to one bundle's constants."""
 
     facts = Facts(
-        title="AudioSep, USS (ResUNet30)",
+        title="ResUNet30 (AudioSep, USS)",
         paper="arXiv 2308.05037, arXiv 2305.07447",
         files="the training checkpoint, which holds the separator and, for AudioSep, its CLAP",
         licence="code MIT (AudioSep), Apache-2.0 (USS); weights as their publishers say",
         queries="text or audio (AudioSep), or a vector: CLAP 512, PANNs tags 527 or embedding 2048; positive only",
         sample_rate=32000,
-        causality="10 s windows",
+        causality="windows of 10 s",
         macs="23.3 G per second of sound",
     )
 
