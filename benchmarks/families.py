@@ -38,7 +38,7 @@ from clapsep.export import torch_dsp
 from clapsep.export.bench.environment import Neighbours, look_around
 from clapsep.export.families.resunet30 import MAPS, Network, ResunetModel, load_network
 from clapsep.runtime import Bundle, Separator
-from clapsep.runtime.families.resunet30 import FLOOR
+from clapsep.runtime.families.resunet30 import FLOOR, ResunetDsp
 from clapsep.runtime.family import StepFamily
 from clapsep.runtime.stream import Stream
 from clapsep.runtime.windows import PRESETS
@@ -103,7 +103,7 @@ def blocks_of(stream: Stream) -> list[NDArray[np.float32]]:
 
 
 def push(stream: Stream, blocks: list[NDArray[np.float32]], first: int, count: int) -> list[Times]:
-    """Times of each of so many steps, from the block `first` on. All of it runs in this thread, whose own time leaves the neighbours out."""
+    """Times of each of so many steps, from the block `first` on; all runs in this thread, whose own time leaves the neighbours out."""
     took = []
     for i in range(first, first + count):
         block, begin, own = blocks[i % len(blocks)], time.perf_counter(), time.thread_time()
@@ -186,7 +186,7 @@ def model_of(tensors: dict[str, Tensor] | None = None, **sizes: int) -> ResunetM
     """The network of the bundle `audiosep`, or of other tensors, as published."""
     resunet = family_bundles.resunet
     network: Network = load_network(resunet.checkpoint(tensors or resunet.published("audiosep_ss_model")))
-    return ResunetModel(network, resunet.ResunetDsp(**sizes))
+    return ResunetModel(network, ResunetDsp(**sizes))
 
 
 def eager(model: ResunetModel, mixture: NDArray[np.float32], asked: NDArray[np.float32]) -> Iterator[Peer]:
@@ -398,6 +398,10 @@ def rounded(value: Any) -> Any:
     return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def read(path: Path) -> Row:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=[*GROUPS], metavar="GROUP", help=", ".join(GROUPS))
@@ -406,15 +410,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--show", action="store_true", help="print the tables of what was measured before")
     args = parser.parse_args()
-    result: Row = json.loads(args.json.read_text()) if args.json.exists() else {}
     if args.show:
-        return show(result)
+        return show(read(args.json))
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(partial(family_bundles.bundle, args.work or Path(folder)), args.rounds)
         for group in args.only or GROUPS:
-            result[group] = rounded(observed(group, setting))
+            row = rounded(observed(group, setting))
+            result = {**read(args.json), group: row}  # read late: another group may have been measured meanwhile
             args.json.write_text(json.dumps({name: result[name] for name in GROUPS if name in result}, separators=(",", ":")) + "\n")
-            show({group: result[group]})
+            show({group: row})
     return None
 
 

@@ -69,15 +69,15 @@ def bundle(work: Path, name: str, precision: str = "fp32") -> Path:
     files.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "clapsep.export", "build", made, *MODELS[name](files), "--precision", precision]
     print(f"building {made}", file=sys.stderr)
-    begin = time.perf_counter()
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
-    took = time.perf_counter() - begin
-    made.with_suffix(".log").write_text(f"{done.stderr}{done.stdout}exit {done.returncode} after {took:.1f} s\n")
+    with made.with_suffix(".log").open("w") as log:
+        begin = time.perf_counter()
+        code = subprocess.run([*map(str, words)], stdout=log, stderr=log, check=False).returncode
+        log.write(f"exit {code} after {time.perf_counter() - begin:.1f} s\n")
     for file in files.iterdir():
         file.unlink()
     files.rmdir()
-    if done.returncode:
-        sys.exit(f"{made.name} was not built:\n{done.stderr}{done.stdout}")
+    if code:
+        sys.exit(f"{made.name} was not built; {made.with_suffix('.log')} says why")
     return made
 
 
