@@ -18,7 +18,8 @@ import onnx
 from clapsep.runtime import Bundle
 from onnx import TensorProto, helper, shape_inference
 
-PRODUCTS = ("MatMul", "Gemm")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+PRODUCTS = ("MatMul", "Gemm", *CONVOLUTIONS)
 FREE = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast", "Constant")  # no kernel of their own in a compiled graph
 HALF = 2
 
@@ -57,9 +58,8 @@ def work(path: Path) -> dict[str, Any]:
             if any(0 in shapes.get(name, ([0], 0))[0] for name in (*node.input[:2], *node.output)):
                 raise ValueError(f"{path.name}: the shapes of the product {node.output[0]} are not known")
             around_products += size
-            inner = shapes[node.input[0]][0][-1]
             kind = "half" if shapes[node.output[0]][1] == HALF else "single"
-            operations[kind] += 2 * math.prod(shapes[node.output[0]][0]) * inner
+            operations[kind] += 2 * _multiply_adds(node, *(shapes[name][0] for name in (*node.input[:2], node.output[0])))
     kinds = Counter(node.op_type for node in graph.node)
     used = {name for node in graph.node for name in node.input} & weights
     return {
@@ -71,6 +71,14 @@ def work(path: Path) -> dict[str, Any]:
         "activation bytes": moved,
         "activation bytes around products": around_products,
     }
+
+
+def _multiply_adds(node: onnx.NodeProto, x: list[int], weight: list[int], out: list[int]) -> int:
+    """Of a product of operands with these shapes, borders counted as if they were inside."""
+    if node.op_type in CONVOLUTIONS:  # every result of a convolution, and every input of a transposed one, meets a kernel
+        return math.prod(x if node.op_type == "ConvTranspose" else out) * math.prod(weight[1:])
+    turned = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(out) * x[-2 if turned else -1]
 
 
 def floor(row: dict[str, Any], half: float, single: float, bandwidth: float) -> dict[str, float]:

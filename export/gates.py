@@ -110,15 +110,21 @@ def _separation(separator: Separator, golden: Golden) -> Iterator[Measurement]:
 
 
 def _hard(separator: Separator, golden: Golden) -> Iterator[Measurement]:
-    """Signals on which engines overflow or divide by zero; one run of the whole batch, one of its last row alone."""
+    """Signals on which engines overflow or divide by zero: in batches as the runtime makes them, of two at least, and the last alone."""
     windows, condition, route, family = as_float(golden.hard), golden.condition[0], separator.choice.one, separator.family
-    if not (separator.has_maps and isinstance(family, WindowFamily)):
-        found = separator.separate_windows(windows, condition[None])[0]
-    else:
-        maps, (_, context) = separator.maps(windows, condition), family.features(windows)
-        found = family.reconstruct(maps, context)
-        yield route, "mask values not finite", float(sum(np.sum(~np.isfinite(values)) for values in maps.values()))
-        yield route, "mask below 0 or above 1", float(np.sum((maps["mask"] < 0) | (maps["mask"] > 1)))
+    size, waves, not_finite, outside = max(2, separator.batch), [], 0, 0  # all at once would take 15 GB with the largest models
+    for part in np.array_split(windows, -(-len(windows) // size)):
+        if not (separator.has_maps and isinstance(family, WindowFamily)):
+            waves.append(separator.separate_windows(part, condition[None])[0])
+            continue
+        maps, (_, context) = separator.maps(part, condition), family.features(part)
+        waves.append(family.reconstruct(maps, context))
+        not_finite += sum(int(np.sum(~np.isfinite(values))) for values in maps.values())
+        outside += int(np.sum((maps["mask"] < 0) | (maps["mask"] > 1)))
+    found = np.concatenate(waves)
+    if separator.has_maps and isinstance(family, WindowFamily):
+        yield route, "mask values not finite", not_finite
+        yield route, "mask below 0 or above 1", outside
     alone = separator.separate_windows(windows[-1:], condition[None])[0, 0]
     yield route, "batch against single, max error", float(np.max(np.abs(alone - found[-1])))
     for name, window, wanted, wave in zip(golden.hard_names, windows, golden.hard_target, found, strict=True):

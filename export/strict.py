@@ -65,10 +65,49 @@ def _cast(a: Attributes, x: list[Tensor]) -> Tensor:
     return x[0].to(torch.from_numpy(np.zeros(1, ir.DataType(a["to"]).numpy())).dtype)
 
 
+def _convolve(a: Attributes, x: list[Tensor], function: Callable[..., Tensor], padded: Tensor, **more: Any) -> Tensor:
+    """Accumulated in float32 as products are; `padded` is x[0] with what the operator adds around it."""
+    if str(a.get("auto_pad", "NOTSET")) != "NOTSET":
+        raise ExportError(f"a convolution with auto_pad {a['auto_pad']} cannot be run strictly; export it with pads")
+    dims = x[0].ndim - 2
+    bias = _wide(x[2]) if len(x) > 2 else None
+    strides, dilations = (tuple(a.get(name) or [1] * dims) for name in ("strides", "dilations"))
+    return function(_wide(padded), _wide(x[1]), bias, stride=strides, dilation=dilations, groups=a.get("group", 1), **more)
+
+
+def _conv(a: Attributes, x: list[Tensor]) -> Tensor:
+    dims = x[0].ndim - 2
+    return _convolve(a, x, (F.conv1d, F.conv2d)[dims - 1], F.pad(x[0], _around(a, dims))).to(x[0].dtype)
+
+
+def _conv_transpose(a: Attributes, x: list[Tensor]) -> Tensor:
+    dims = x[0].ndim - 2
+    more = tuple(a.get("output_padding") or [0] * dims)
+    whole = _convolve(a, x, (F.conv_transpose1d, F.conv_transpose2d)[dims - 1], x[0], output_padding=more)
+    return F.pad(whole, [-n for n in _around(a, dims)]).to(x[0].dtype)
+
+
+def _around(a: Attributes, dims: int) -> list[int]:
+    """ONNX's pads, all beginnings and then all ends, in PyTorch's order: the last axis first, both its sides."""
+    pads = list(a.get("pads") or [0] * 2 * dims)
+    return [n for axis in reversed(range(dims)) for n in (pads[axis], pads[dims + axis])]
+
+
+def _average_pool(a: Attributes, x: list[Tensor]) -> Tensor:
+    if any(a.get("pads") or ()) or a.get("ceil_mode") or str(a.get("auto_pad", "NOTSET")) != "NOTSET" or max(a.get("dilations") or [1]) > 1:
+        raise ExportError("an AveragePool with pads, ceil_mode or dilations cannot be run strictly; export it without them")
+    kernel = tuple(a["kernel_shape"])
+    pool = (F.avg_pool1d, F.avg_pool2d)[len(kernel) - 1]
+    return pool(_wide(x[0]), kernel, tuple(a.get("strides") or [1] * len(kernel))).to(x[0].dtype)
+
+
 # The operators that carry the load; ONNX's own reference evaluator runs the rest.
 OPERATORS: dict[str, Operator] = {
     "MatMul": _matmul,
     "Gemm": _gemm,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "AveragePool": _average_pool,
     "LayerNormalization": _layer_norm,
     "Reshape": _reshape,
     "Gather": _gather,
@@ -77,7 +116,9 @@ OPERATORS: dict[str, Operator] = {
     "Sub": lambda _, x: x[0] - x[1],
     "Mul": lambda _, x: x[0] * x[1],
     "Div": lambda _, x: torch.div(x[0], x[1], rounding_mode=None if x[0].is_floating_point() else "trunc"),
+    "Concat": lambda a, x: torch.cat(x, a["axis"]),
     "Relu": lambda _, x: x[0].relu(),
+    "LeakyRelu": lambda a, x: F.leaky_relu(_wide(x[0]), a.get("alpha", 0.01)).to(x[0].dtype),
     "Tanh": lambda _, x: x[0].tanh(),
     "Sigmoid": lambda _, x: x[0].sigmoid(),
     "Gelu": lambda a, x: F.gelu(x[0], approximate=a.get("approximate", "none")),

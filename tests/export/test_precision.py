@@ -192,7 +192,14 @@ def test_operators_of_the_interpreter_agree_with_onnx_own_reference():
     """Each of them, in float32 and float16, against an implementation that is not ours."""
     random = np.random.default_rng(3)
     x = random.standard_normal((2, SIZE)).astype(np.float32)
+    sound, image = (random.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 9), (2, 4, 7, 6)))
+    kernel, pads = 0.2 * random.standard_normal((4, 4, 3, 2)).astype(np.float32), [1, 0, 2, 1]
     cases = {
+        "Conv": ([image, kernel, kernel[0, :, 0, 0]], {"pads": pads, "strides": [2, 1]}),
+        "ConvTranspose": ([image, kernel, kernel[0, :, 0, 0]], {"pads": pads, "strides": [2, 3], "output_padding": [1, 0]}),
+        "AveragePool": ([image], {"kernel_shape": [2, 3], "strides": [2, 1]}),
+        "Concat": ([x, x[:, :3]], {"axis": 1}),
+        "LeakyRelu": ([x], {"alpha": 0.2}),
         "MatMul": ([x, weights()], {}),
         "Gemm": ([x, weights(), weights()[0]], {"transB": 1, "alpha": 0.5}),
         "LayerNormalization": ([x, weights()[0], weights()[1]], {"axis": -1, "epsilon": 1e-3}),
@@ -206,7 +213,12 @@ def test_operators_of_the_interpreter_agree_with_onnx_own_reference():
         **{name: ([x], {}) for name in ("Relu", "Tanh", "Sigmoid")},
     }
     assert set(cases) == set(OPERATORS)
-    for name, (arrays, attributes) in cases.items():
+    more = [
+        ("Conv", ([sound, kernel[:, :1, :, 0]], {"group": 4, "dilations": [2]})),
+        ("ConvTranspose", ([sound, kernel[:, :1, :, 0]], {"group": 4, "dilations": [2]})),
+        ("AveragePool", ([sound], {"kernel_shape": [2]})),
+    ]
+    for name, (arrays, attributes) in [*cases.items(), *more]:
         for kind in (np.float32, np.float16):
             given = [a.astype(kind) if a.dtype == np.float32 else a for a in arrays]
             names = [f"i{i}" for i in range(len(given))]
@@ -221,6 +233,26 @@ def test_operators_of_the_interpreter_agree_with_onnx_own_reference():
             wanted, found = ReferenceEvaluator(model).run(None, feeds)[0], StrictGraph(ir.from_proto(model)).run(feeds)["o"]
             assert found.dtype == wanted.dtype, name
             np.testing.assert_allclose(found, wanted, rtol=4e-3 if kind == np.float16 else 1e-5, atol=4e-3 if kind == np.float16 else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [
+        ("Conv", {"auto_pad": "SAME_UPPER"}),
+        ("AveragePool", {"kernel_shape": [2], "pads": [1, 0]}),
+        ("AveragePool", {"kernel_shape": [2], "ceil_mode": 1}),
+    ],
+)
+def test_ways_of_convolving_that_no_export_makes_are_not_guessed(kind, attributes):
+    x = np.zeros((1, 2, 5), np.float32)
+    node = helper.make_node(kind, ["x", "w"][: 2 if kind == "Conv" else 1], ["o"], **attributes)
+    infos = [helper.make_tensor_value_info("x", 1, x.shape)]
+    body = helper.make_graph(
+        [node], "g", infos, [helper.make_empty_tensor_value_info("o")], [numpy_helper.from_array(x.reshape(5, 2, 1)[:4], "w")]
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(ExportError, match="cannot be run strictly"):
+        StrictGraph(ir.from_proto(model)).run({"x": x})
 
 
 def test_an_operator_that_nobody_knows():
