@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Read arrays in NumPy's own format from files that nobody vouches for."""
-=======
 """Read .npy files that nobody vouches for."""
->>>>>>> e2e
 
 from __future__ import annotations
 
@@ -10,20 +6,6 @@ import io
 import math
 from typing import Any
 
-<<<<<<< HEAD
-from numpy.lib import format as npy
-from numpy.typing import NDArray
-
-
-def read_array(content: bytes) -> NDArray[Any]:
-    """The array of an .npy file, without pickles, of no more bytes than are there; what is wrong with others raises nearly any type."""
-    stream = io.BytesIO(content)
-    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-    shape, _, dtype = read_header(stream)
-    if math.prod(shape) * dtype.itemsize != len(content) - stream.tell() or not dtype.itemsize:
-        raise ValueError(f"an array {list(shape)} of {dtype} has {len(content) - stream.tell()} bytes")
-    return npy.read_array(io.BytesIO(content), allow_pickle=False)
-=======
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
@@ -43,4 +25,3 @@ def read_array(content: bytes) -> NDArray[Any]:
     if math.prod(shape) * dtype.itemsize != len(content) - stream.tell() or not dtype.itemsize:
         raise ValueError(f"an array {list(shape)} of {dtype} has {len(content) - stream.tell()} bytes")
     return np.asarray(npy.read_array(io.BytesIO(content), allow_pickle=False))
->>>>>>> e2e
