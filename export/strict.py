@@ -65,6 +65,36 @@ def _cast(a: Attributes, x: list[Tensor]) -> Tensor:
     return x[0].to(torch.from_numpy(np.zeros(1, ir.DataType(a["to"]).numpy())).dtype)
 
 
+def _padded(a: Attributes, x: Tensor) -> Tensor:
+    """With the zeros around it that a convolution or a pool asks for."""
+    rank = x.ndim - 2
+    pads = list(a.get("pads", [0] * 2 * rank))
+    if a.get("auto_pad", "NOTSET") != "NOTSET" or a.get("ceil_mode", 0) or (any(pads) and not a.get("count_include_pad", 1)):
+        raise ExportError(f"a convolution or pool with {dict(a)} cannot be run strictly; add it to export/strict.py")
+    return F.pad(_wide(x), [size for axis in reversed(range(rank)) for size in (pads[axis], pads[rank + axis])])
+
+
+def _conv(a: Attributes, x: list[Tensor]) -> Tensor:
+    weights, rank = [_wide(v) for v in x[1:]], x[0].ndim - 2
+    strides, dilations = (tuple(a.get(name, [1] * rank)) for name in ("strides", "dilations"))
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+    return convolve(_padded(a, x[0]), *weights, stride=strides, dilation=dilations, groups=a.get("group", 1)).to(x[0].dtype)
+
+
+def _conv_transpose(a: Attributes, x: list[Tensor]) -> Tensor:
+    if any(a.get("pads", ())) or any(a.get("output_padding", ())) or "output_shape" in a:
+        raise ExportError(f"a ConvTranspose with {dict(a)} cannot be run strictly; add it to export/strict.py")
+    wide, rank = [_wide(v) for v in x], x[0].ndim - 2
+    strides, dilations = (tuple(a.get(name, [1] * rank)) for name in ("strides", "dilations"))
+    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
+    return convolve(*wide, stride=strides, dilation=dilations, groups=a.get("group", 1)).to(x[0].dtype)
+
+
+def _average_pool(a: Attributes, x: list[Tensor]) -> Tensor:
+    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x[0].ndim - 3]
+    return pool(_padded({"count_include_pad": 0, **a}, x[0]), tuple(a["kernel_shape"]), tuple(a["strides"])).to(x[0].dtype)
+
+
 # The operators that carry the load; ONNX's own reference evaluator runs the rest.
 OPERATORS: dict[str, Operator] = {
     "MatMul": _matmul,
@@ -73,6 +103,10 @@ OPERATORS: dict[str, Operator] = {
     "Reshape": _reshape,
     "Gather": _gather,
     "Cast": _cast,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "AveragePool": _average_pool,
+    "LeakyRelu": lambda a, x: F.leaky_relu(x[0], a.get("alpha", 0.01)),
     "Add": lambda _, x: x[0] + x[1],
     "Sub": lambda _, x: x[0] - x[1],
     "Mul": lambda _, x: x[0] * x[1],

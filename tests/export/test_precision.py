@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from clapsep.export.precision import HEADROOM, MAXIMUM, Policy, convert, find_sensitive, keep, lower, measure_ranges
 from clapsep.export.strict import OPERATORS, StrictGraph
 from clapsep.runtime.errors import ExportError
@@ -192,7 +193,11 @@ def test_operators_of_the_interpreter_agree_with_onnx_own_reference():
     """Each of them, in float32 and float16, against an implementation that is not ours."""
     random = np.random.default_rng(3)
     x = random.standard_normal((2, SIZE)).astype(np.float32)
+    image, kernel = random.standard_normal((2, 4, 6, 5)).astype(np.float32), random.standard_normal((4, 2, 3, 2)).astype(np.float32)
     cases = {
+        "Conv": ([image, kernel, x[0, :4]], {"group": 2, "pads": [1, 0, 2, 1], "strides": [1, 2], "dilations": [2, 1]}),
+        "ConvTranspose": ([image, kernel, x[0, :2]], {"strides": [1, 2]}),
+        "AveragePool": ([image], {"kernel_shape": [2, 3], "strides": [2, 1], "pads": [1, 0, 0, 1], "count_include_pad": 1}),
         "MatMul": ([x, weights()], {}),
         "Gemm": ([x, weights(), weights()[0]], {"transB": 1, "alpha": 0.5}),
         "LayerNormalization": ([x, weights()[0], weights()[1]], {"axis": -1, "epsilon": 1e-3}),
@@ -203,7 +208,7 @@ def test_operators_of_the_interpreter_agree_with_onnx_own_reference():
         "Softmax": ([x], {"axis": -1}),
         "Gelu": ([x], {}),
         **{name: ([x, weights()[:2]], {}) for name in ("Add", "Sub", "Mul", "Div")},
-        **{name: ([x], {}) for name in ("Relu", "Tanh", "Sigmoid")},
+        **{name: ([x], {}) for name in ("Relu", "LeakyRelu", "Tanh", "Sigmoid")},
     }
     assert set(cases) == set(OPERATORS)
     for name, (arrays, attributes) in cases.items():
@@ -221,6 +226,20 @@ def test_operators_of_the_interpreter_agree_with_onnx_own_reference():
             wanted, found = ReferenceEvaluator(model).run(None, feeds)[0], StrictGraph(ir.from_proto(model)).run(feeds)["o"]
             assert found.dtype == wanted.dtype, name
             np.testing.assert_allclose(found, wanted, rtol=4e-3 if kind == np.float16 else 1e-5, atol=4e-3 if kind == np.float16 else 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [
+        ("Conv", {"auto_pad": "SAME_UPPER"}),
+        ("ConvTranspose", {"output_padding": [1, 1]}),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+    ],
+)
+def test_convolutions_that_are_not_interpreted(name, attributes):
+    x = torch.ones(1, 2, 4, 4)
+    with pytest.raises(ExportError, match="cannot be run strictly"):
+        OPERATORS[name](attributes, [x, torch.ones(2, 2, 2, 2)][: 1 if name == "AveragePool" else 2])
 
 
 def test_an_operator_that_nobody_knows():
