@@ -57,7 +57,7 @@ class Conformer(WindowFamily):
     """The extractor bound to one bundle's constants."""
 
     facts = Facts(
-        title="Conformer extractor",
+        title="Conformer extractor (no published weights)",
         paper="arXiv 2409.13152, whose text defines it",
         files="--checkpoint with tensors named as in export/families/conformer.py; nothing is published",
         licence="no official code or weights",
