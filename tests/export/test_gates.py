@@ -7,8 +7,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from clapsep.export.gates import LIMITS, judge, require, table
+from clapsep.engines import Engine
+from clapsep.export.gates import LIMITS, SEPARATION, judge, load_golden, require, table
 from clapsep.export.golden import Golden
+from clapsep.export.signals import HARD
+from clapsep.runtime import Separator
 from clapsep.runtime.errors import BundleError, GateError
 
 
@@ -63,6 +66,18 @@ def test_verify_catches_slightly_wrong_weights(run, copy, graph, stage):
     done = run("clapsep-export", "verify", copy, code=1)
     assert "✗" in done.stdout
     assert f"first {stage}" in done.stderr
+
+
+@pytest.mark.parametrize("route", ["fused", "waveform"])
+@pytest.mark.parametrize(("batch", "sizes"), [(None, {1, 2}), (4, {1, 3}), (64, {1, len(HARD)})])
+def test_hard_signals_go_in_batches_of_the_runtime(demo_bundle, monkeypatch, route, batch, sizes):
+    """All at once they would take more memory than some model ever needs; one by one would not show rows that leak."""
+    seen, run = set(), Engine.run
+    monkeypatch.setattr(Engine, "run", lambda engine, inputs: seen.add(len(next(iter(inputs.values())))) or run(engine, inputs))
+    separator = Separator(demo_bundle, route=route, batch=batch)
+    golden = load_golden(separator.bundle)
+    assert all(judge(*measured, "fp32", "onnxruntime").passed for measured in SEPARATION["hard signals"](separator, golden))
+    assert seen == sizes
 
 
 def test_verify_checks_hashes_first(run, copy):
