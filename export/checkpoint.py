@@ -109,7 +109,11 @@ def _read_torch(path: Path, role: str) -> Tensors:
             content = inside[0]
     if not _holds_tensors(content):
         raise CheckpointError(f"--{role} {path} holds no state dict of tensors; give a checkpoint or a safetensors file")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(f"--{role} {path} has a tensor {name} {list(value.shape)} of more values than it holds; do not use it")
+    return tensors
 
 
 def _holds_tensors(content: Any) -> bool:
@@ -169,6 +173,8 @@ class Problems:
                 self.lines.append(f"{where}{name} is {value.dtype} instead of floating point")
             elif not bool(torch.isfinite(single := value.to(torch.float32)).all()):
                 self.lines.append(f"{where}{name} has NaN or infinite values")
+            elif name.endswith("running_var") and not bool((single > 0).all()):
+                self.lines.append(f"{where}{name} has variances that are not positive")
             else:
                 taken[name] = single
         return taken

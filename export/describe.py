@@ -35,8 +35,8 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     yield f"condition  {', '.join(f'{name} {v}' for name, v in m.condition.items())}"
     if m.query:
         yield f"query      {', '.join(f'{name} {len(v) if isinstance(v, list) else v}' for name, v in m.query.items())}"
-    if labels := m.query.get("labels"):
-        yield f"labels     {', '.join(map(str, labels))}"
+    if isinstance(labels := m.query.get("labels"), list):
+        yield f"labels     {', '.join(label if str(label).isprintable() else repr(label) for label in map(str, labels))}"
     for name, g in m.graphs.items():
         weights = f", weights in {g.data.file} ({g.data.size / 1e6:.1f} MB)" if g.data else ""
         float32 = f" ({len(g.fp32_nodes)} in float32)" if g.fp32_nodes else ""

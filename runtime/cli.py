@@ -24,6 +24,8 @@ from .log import Log
 from .options import EXISTING, engine_options, open_separator, query_options, take_queries, window_options, windowing
 from .query import Query
 
+OFFLINE = "offline"
+
 
 def _named(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """Names become parts of file names."""
@@ -73,7 +75,7 @@ def main() -> None:
     help="Output file; a directory if it exists as one, has no extension, or takes several results.",
 )
 @engine_options
-@window_options("offline")
+@window_options(OFFLINE)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, with an engine each.")
 @click.option("--resume", is_flag=True, help="Leave out what an earlier run into the same directory finished.")
 @click.option("--log", "log_file", metavar="FILE", type=EXISTING, help=f"Where to write what happens, .jsonl.  [default: OUT/{LOG}]")
@@ -115,8 +117,8 @@ def separate(
         raise InputError("--target was given with another positive query; name that one too, or leave the others out")
     asked = Asked({name: Query(text) for name, text in targets.items()} or {"": positive}, negative)
     limits = Limits(bytes=max_bytes, channels=max_channels, seconds=max_seconds)
-    arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing("offline", preset, hop, overlap), **options}
-    batch = _batch(arguments, inputs, output, asked, jobs, force, log_file, resume)
+    arguments = {"bundle": bundle, "engine": engine, "limits": limits, **windowing(preset or OFFLINE, hop, overlap), **options}
+    batch = _batch(arguments, preset, inputs, output, asked, jobs, force, log_file, resume)
     summary = _run(batch)
     if len(batch.jobs) == 1 and summary.failed:
         raise summary.failed[0][1]
@@ -125,6 +127,7 @@ def separate(
 
 def _batch(
     arguments: dict[str, Any],
+    preset: str | None,
     inputs: Sequence[str],
     output: Path,
     asked: Asked,
@@ -144,7 +147,16 @@ def _batch(
     workers = min(workers, len(jobs))
     if workers > 1 and arguments["threads"] is None:
         arguments["threads"] = max(1, len(usable_processors()) // workers)
-    return Batch(open_separator(**arguments), arguments, jobs, common, workers, force, None if log_file is None else Log(log_file), resume)
+    return Batch(
+        open_separator(**arguments, preset=preset),
+        arguments,
+        jobs,
+        common,
+        workers,
+        force,
+        None if log_file is None else Log(log_file),
+        resume,
+    )
 
 
 def _run(batch: Batch) -> Summary:

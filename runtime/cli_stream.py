@@ -25,6 +25,7 @@ from .windows import PRESETS
 log = logging.getLogger(__name__)
 QUEUE = 10  # seconds of input that may wait
 PRESET = "balanced"
+LONG = sum(seconds or 0 for seconds in PRESETS[PRESET].values())  # seconds; shorter windows go by the longest hop that fits
 
 
 @click.command()
@@ -52,18 +53,20 @@ def stream(
 
     \b
     ffmpeg -i street.mp3 -f f32le -ar 32000 -ac 1 - |
-      clapsep stream BUNDLE --positive "rain" |
+      clapsep stream BUNDLE --positive "rain" --rate 32000 |
       ffplay -f f32le -ar 32000 -
 
-    The result has as many samples as the input. It comes later by hop and overlap and the time of computing. A reader who closes
+    The result has as many samples as the input. It comes later by hop and overlap, or a causal model's step, and the time of computing. A reader who closes
     stdout ends it.
     """
     _refuse_terminals()
     queries = take_queries(options)
-    separator = open_separator(bundle, **windowing(PRESET, preset, hop, overlap), **options)
+    separator = open_separator(bundle, preset=preset, **options)
     condition = separator.condition(*queries)
-    usual = {} if separator.plan is None or preset or hop or overlap else PRESETS[PRESET]  # the separator's own are for files
-    hop, overlap = usual.get("hop"), usual.get("overlap")
+    if separator.plan is not None:
+        window = separator.plan.window / separator.family.sample_rate
+        seconds = windowing(preset or PRESET, hop, overlap) if window > LONG or preset else {"hop": hop, "overlap": overlap}
+        hop, overlap = seconds["hop"], seconds["overlap"]
     opened = separator.stream(condition=condition, sample_rate=rate, channels=channels, hop=hop, overlap=overlap, peak=peak)
     frame = FORMATS[form] * channels
     reader = Reader(sys.stdin.fileno(), QUEUE * opened.sample_rate * frame)
@@ -80,7 +83,7 @@ def stream(
         click.echo("interrupted: what was not written yet is lost", err=True)
         click.get_current_context().exit(130)
     finally:
-        _end(pump, form, channels, opened.latency)
+        _end(pump, form, channels, opened)
     if stopped:
         click.get_current_context().exit(130)
 
@@ -116,7 +119,7 @@ def _beginning(opened: Stream, form: str, channels: int) -> str:
     return f"{kind}; latency {opened.latency:.3g} s ({sum_of}) and the time of computing"
 
 
-def _end(pump: Pump, form: str, channels: int, latency: float) -> None:
+def _end(pump: Pump, form: str, channels: int, opened: Stream) -> None:
     """What became of it, whatever ended it."""
     if not pump.received:
         log.warning("no samples came in")
@@ -125,5 +128,6 @@ def _end(pump: Pump, form: str, channels: int, latency: float) -> None:
         share = pump.clipped / (pump.frames * channels)
         log.warning("%d samples (%.2g %%) were beyond full scale and clipped to %s; f32le would keep them", pump.clipped, 100 * share, form)
     rtf = pump.computing / pump.received
-    slow = "; this machine is slower than the sound: take a longer --hop" if rtf > 1 and pump.received > latency else ""
+    remedy = "another engine or fewer channels" if opened.plan is None else "a longer --hop"
+    slow = f"; this machine is slower than the sound: take {remedy}" if rtf > 1 and pump.received > opened.latency else ""
     click.echo(f"{pump.received:.1f} s of audio, RTF {rtf:.3f}, longest time in one push {pump.longest:.3f} s{slow}", err=True)

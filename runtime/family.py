@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..engines import Engine
 from . import families
 from .dsp import Float32
-from .errors import BundleError, ManifestError
+from .errors import BundleError, ManifestError, QueryError
 from .manifest import GraphEntry, Manifest
 
 if TYPE_CHECKING:
@@ -149,6 +150,14 @@ class StepFamily(Family):
     @abstractmethod
     def begin(self, engine: Callable[[str], Engine], route: str, channels: int) -> Steps:
         """The state before the first step, by the graphs of a route (`fused` or `split`)."""
+
+
+def unit(vector: Float32) -> Float32:
+    """The vector at length 1; raises QueryError if it has none."""
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    if not norm:
+        raise QueryError("the query's vector is zero, so it asks for nothing; give another one")
+    return (vector / norm).astype(np.float32)
 
 
 def family_names() -> list[str]:

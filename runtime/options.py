@@ -12,6 +12,7 @@ import click
 from ..engines import KINDS
 from .clap import CROPS
 from .commands import device_option, precision_option
+from .errors import QueryError
 from .plans import AUTO
 from .query import Query
 from .separator import Separator
@@ -85,10 +86,10 @@ def window_options(preset: str) -> Callable[[Function], Function]:
     )
 
 
-def windowing(default: str, preset: str | None, hop: float | None, overlap: float | None) -> dict[str, float | None]:
-    """`hop` and `overlap`, those of the preset where they were not given; nothing if nothing was, as causal models have neither."""
-    given = {name: seconds for name, seconds in {"hop": hop, "overlap": overlap}.items() if seconds is not None}
-    return PRESETS[preset or default] | given if preset or given else {}
+def windowing(preset: str, hop: float | None, overlap: float | None) -> dict[str, float | None]:
+    """`hop` and `overlap`, those of the preset where they were not given."""
+    given = {"hop": hop, "overlap": overlap}
+    return PRESETS[preset] | {name: seconds for name, seconds in given.items() if seconds is not None}
 
 
 def take_queries(options: dict[str, Any]) -> tuple[Query, Query]:
@@ -99,9 +100,15 @@ def take_queries(options: dict[str, Any]) -> tuple[Query, Query]:
     return positive, negative
 
 
-def open_separator(bundle: Path, engine: str, **options: Any) -> Separator:
-    """The separator of the options; what `--engine auto` took is said on stderr."""
+def open_separator(bundle: Path, engine: str, preset: str | None = None, **options: Any) -> Separator:
+    """The separator of the options; what `--engine auto` took is said on stderr.
+
+    Raises:
+        QueryError: a preset for a causal model.
+    """
     separator = Separator(bundle, engine, **options)
+    if preset and separator.plan is None:
+        raise QueryError(f"the preset {preset} is for models with windows and {bundle} has none; leave it out")
     if engine == AUTO:
         click.echo(separator.choice.why, err=True)
     return separator

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Clip = str | Path | tuple[NDArray[Any], int]
 VECTOR_LIMIT = 1 << 20  # bytes of a file
+LARGEST = 1e4  # of a vector's values; real ones are below 100, and what is far above makes networks overflow
 CACHE_SIZE = 1024  # embeddings; 2 kB each
 
 
@@ -56,6 +57,8 @@ class Query:
         if not isinstance(self.alpha, float | int) or not 0 <= self.alpha <= 1:
             raise QueryError(f"alpha is {self.alpha}; give a weight from 0 (text only) to 1 (audio only)")
 
+        if not (self.vector is None or isinstance(self.vector, str | Path | np.ndarray)):
+            raise QueryError(f"Query.vector is {type(self.vector).__name__}; give an array or the path of an .npy file")
         if self.vector is not None and (self.text is not None or self.audio):
             raise QueryError("a query has a vector and a text or examples too; give one or the other")
 
@@ -78,8 +81,8 @@ def read_vector(vector: str | Path | NDArray[Any], size: int) -> Float32:
             values = array.astype(np.float32) if array.dtype.kind in "fiu" else np.empty(0, np.float32)
     except Exception as error:  # headers of hostile files raise many types
         raise QueryError(f"{name} is not a vector ({error}); give an .npy file of {size} numbers") from error
-    if values.shape != (size,) or not np.isfinite(values).all():
-        raise QueryError(f"{name} is {array.dtype} {list(array.shape)}; this model takes {size} finite numbers")
+    if values.shape != (size,) or not np.abs(values).max(initial=0) <= LARGEST:  # nor NaN
+        raise QueryError(f"{name} is {array.dtype} {list(array.shape)}; this model takes {size} finite numbers of at most {LARGEST:g}")
     return values
 
 

@@ -139,6 +139,8 @@ class Separator:
         self._routes = {name: open_route(name, self.family, self.engine) for name in {self.choice.one, self.choice.several}}
         on_gpu = engine_class(self.choice.kind).device(self.choice.options) == "cuda"
         self._slots = BoundedSemaphore(concurrency or (GPU_CALLERS if on_gpu else len(usable_processors())))
+        if batch is not None and isinstance(self.family, StepFamily):
+            raise QueryError("a batch is of windows, and this model has none; leave it out")
         self.batch = batch or (self.bundle.manifest.max_batch if on_gpu else 1)
         self.limits = limits
         self._queries: QueryEncoder | None = None
@@ -288,6 +290,8 @@ class Separator:
 
         With a `batch` of several windows results are ready that many hops later.
         """
+        if not (isinstance(batch, int) and batch > 0):
+            raise QueryError(f"batch is {batch!r}; give a positive integer")
         if not isinstance(queries, list | tuple | np.ndarray) or not len(queries):
             raise QueryError("queries must be a list of at least one question; put a single query into a list")
         asked = np.stack([self._numbered(i, question) for i, question in enumerate(queries, 1)])
@@ -367,8 +371,9 @@ class Separator:
         return route.decode(route.encode(inputs), condition)
 
     def _checked_condition(self, condition: NDArray[Any]) -> Float32:
-        vector = np.asarray(condition, np.float32)
-        if vector.shape != (self.family.condition_size,) or not np.isfinite(vector).all():
-            wanted = self.family.condition_size
-            raise QueryError(f"a condition must be {wanted} finite values, not shape {list(vector.shape)}; use Separator.condition")
-        return vector
+        """A copy, as causal models take the same array for the same question."""
+        try:
+            vector = np.array(condition)
+        except ValueError as error:
+            raise QueryError(f"a condition is no array ({error}); use Separator.condition") from error
+        return read_vector(vector, self.family.condition_size)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .audio import LOUDEST, MAX_CHANNELS, check_rate, check_samples, headroom_gain, peak_of
 from .dsp import Float32
-from .errors import AudioError, StreamError
+from .errors import AudioError, EngineError, StreamError
 from .query import Query
 from .rates import Resampler, fit_length
 from .steps import StepState
@@ -185,6 +185,8 @@ class Stream:
         targets = self._driver.push(self._into.push(samples * self._gain, last=last))
         if last:
             targets = np.concatenate([targets, self._driver.finish()], axis=2)
+        if not np.isfinite(targets).all():
+            raise EngineError("the model gave values that are not finite; verify the bundle on this machine, or ask something else")
         k, channels, n = targets.shape
         ready = self._out.push(targets.reshape(k * channels, n), last=last).reshape(k, channels, -1)
         left = state.received - state.returned

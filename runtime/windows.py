@@ -13,9 +13,7 @@ from .errors import QueryError
 
 DISCARD = 8  # of the overlap, one part of so many is thrown away at either side
 OVERLAP = 1.0  # seconds
-PRESETS: dict[
-    str, dict[str, float | None]
-] = {  # seconds, None for the usual; docs/reliability.md has what they cost
+PRESETS: dict[str, dict[str, float | None]] = {  # seconds, None for the usual; docs/reliability.md has what they cost
     "offline": {"hop": None, "overlap": None},
     "fast": {"hop": None, "overlap": 0.25},
     "balanced": {"hop": 1.0, "overlap": 0.25},

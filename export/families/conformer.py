@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ...runtime.errors import CheckpointError
 from ...runtime.families.conformer import ConformerDsp
 from .. import torch_dsp
-from ..checkpoint import DERIVED, Checkpoint, Problems, Tensors
+from ..checkpoint import DERIVED, WEIGHTS, Checkpoint, Problems, Tensors
 from ..family import Model
 from ..layers import LastAxisBatchNorm, freeze
 from ..specs import Derived, GraphSpec
@@ -31,7 +31,6 @@ from ..waveform import from_waveform
 
 FAMILY = "conformer"
 SAMPLE_RATE = 32000  # Hz [P]
-WEIGHTS = ("checkpoint", "demo", "generated")
 TYPICAL = {  # names and ranks
     "in_proj.weight": 2,
     "blocks.0.cond.gamma.weight": 2,

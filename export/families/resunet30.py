@@ -210,6 +210,11 @@ class Sizes(NamedTuple):
     condition: int
     adaptor: tuple[int, int] | None = None
 
+    @property
+    def query(self) -> int:
+        """Length of what is asked with."""
+        return self.adaptor[0] if self.adaptor else self.condition
+
 
 class Network(nn.Module):
     """A checkpoint's network as published: magnitude [B, n, bins], condition [B or 1, size] → as `ResUnet`."""
@@ -244,7 +249,7 @@ class ResunetModel(Model):
         self.network, self.signal, self.towers, self.weights = network.eval().requires_grad_(False), dsp, towers, described.weights
         self.film, self.separator = network.folded()
         sizes = network.sizes
-        self.size = sizes.adaptor[0] if sizes.adaptor else sizes.condition
+        self.size = sizes.query
         self.variant = {"adaptor": sizes.adaptor is not None}
         self.dsp = asdict(dsp)
         self.condition = {"size": self.size, "normalize": towers is not None}
@@ -332,8 +337,6 @@ def load_network(checkpoint: Checkpoint) -> Network:
     expected, problems = network.state_dict(), Problems()
     taken = problems.take(tensors, expected, "")
     problems.surplus([name for name in tensors if name not in expected])
-    impossible = [name for name, value in taken.items() if name.endswith(".running_var") and not bool((value > 0).all())]
-    problems.lines += [f"{name} has variances that are not positive" for name in impossible]
     problems.raise_if_any("the checkpoint")
     network.load_state_dict(taken, assign=True)
     return network
@@ -381,11 +384,11 @@ def open_model(clap: Checkpoint | None, checkpoint: Checkpoint) -> ResunetModel:
     metadata = [c.metadata for c in (clap, checkpoint) if c is not None]
     hyper, described = _hyper_parameters(*metadata), about(*metadata)
     network, tensors = load_network(checkpoint), _clap_tensors(clap, checkpoint)
-    if not tensors and network.sizes.condition == CLAP_SIZE:
+    if not tensors and network.sizes.query == CLAP_SIZE:
         raise CheckpointError(f"--checkpoint {checkpoint.source.name} holds no CLAP towers; give the CLAP checkpoint with --clap")
     try:
         dsp = ResunetDsp(window_samples=hyper["window_samples"], n_fft=2 * (network.sizes.bins - 1))
-        towers = _towers(tensors, hyper, network.sizes.condition) if tensors else None
+        towers = _towers(tensors, hyper, network.sizes.query) if tensors else None
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"the checkpoint's sizes do not make a model ({error}); give the published files") from error
     return ResunetModel(network, dsp, towers, described)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..clap import ClapFrontEnd, ClapTowers, QueryRule
 from ..dsp import Complex, Float32
 from ..errors import QueryError
-from ..family import Facts, WindowFamily, compare_shapes
+from ..family import Facts, WindowFamily, compare_shapes, unit
 from ..manifest import GraphEntry, Manifest, decode
 from ..resampler import resample_2_3
 from ..scratch import Pool
@@ -149,9 +149,7 @@ class Clapsep(WindowFamily):
             raise QueryError("neither a positive nor a negative query was given; say what to extract or what to remove")
         empty = np.zeros(self.rule.embedding_size, np.float32)
         joined = np.concatenate([empty if half is None else half for half in (positive, negative)])
-        if self.rule.normalize if normalize is None else normalize:
-            joined = joined / max(float(np.linalg.norm(joined)), 1e-12)
-        return joined.astype(np.float32)
+        return unit(joined) if (self.rule.normalize if normalize is None else normalize) else joined.astype(np.float32)
 
     def stages(self, windows: Float32, maps: Mapping[str, NDArray[Any]]) -> dict[str, Callable[[], object]]:
         """STFT and log-mel are parts of `features`; ISTFT is all of `reconstruct`."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..dsp import Complex, Float32
 from ..errors import QueryError
-from ..family import Facts, WindowFamily, compare_shapes
+from ..family import Facts, WindowFamily, compare_shapes, unit
 from ..manifest import Manifest, decode
 from ..stft import Stft
 
@@ -94,10 +94,7 @@ class Conformer(WindowFamily):
         """The embedding, of unit norm if `normalize` (section III: CLAP embeddings are)."""
         if positive is None or negative is not None:
             raise QueryError("a Conformer extractor takes one positive query and no negative one; say what to extract")
-        vector = np.asarray(positive, np.float32)
-        if self.rule.normalize if normalize is None else normalize:
-            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        return vector.astype(np.float32)
+        return unit(positive) if (self.rule.normalize if normalize is None else normalize) else positive
 
 
 FAMILY = Conformer

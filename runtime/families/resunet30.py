@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..clap import ClapFrontEnd, ClapTowers, QueryRule
 from ..dsp import Complex, Float32
 from ..errors import QueryError
-from ..family import FILM, Facts, WindowFamily, compare_shapes
+from ..family import FILM, Facts, WindowFamily, compare_shapes, unit
 from ..manifest import Manifest, decode
 from ..stft import Stft
 
@@ -117,9 +117,7 @@ class Resunet30(WindowFamily):
             raise QueryError("this model cannot be told what to remove; leave the negative query out and say what to extract")
         if positive is None:
             raise QueryError("no query was given; say what to extract")
-        if self.rule.normalize if normalize is None else normalize:
-            positive = positive / max(float(np.linalg.norm(positive)), 1e-12)
-        return positive.astype(np.float32)
+        return unit(positive) if (self.rule.normalize if normalize is None else normalize) else positive
 
     def stages(self, windows: Float32, maps: Mapping[str, NDArray[Any]]) -> dict[str, Callable[[], object]]:
         """STFT is most of `features`; ISTFT is all of `reconstruct`."""

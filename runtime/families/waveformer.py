@@ -69,6 +69,10 @@ class LabelRule:
 
     labels: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) < len(self.labels) or not all(name.isprintable() and not set(name) & set(",+") for name in self.labels):
+            raise ValueError("labels must be different, printable, and without , and +")
+
 
 @dataclass(frozen=True)
 class ConditionRule:
@@ -98,8 +102,8 @@ class Labels:
         if len(alike) == 1:
             return alike[0]
         close = [self.names[i] for i in alike] or self._close(_plain(text))
-        meant = f"; did you mean {' or '.join(close)}?" if close else "."
-        raise QueryError(f"the model has no label '{text}'{meant} clapsep-export inspect lists its {len(self.names)} labels")
+        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+        raise QueryError(f"the model has no label '{text}'{meant}; clapsep-export inspect lists its {len(self.names)} labels")
 
     def _close(self, text: str) -> list[str]:
         """Labels that share a word with a text, or nearly; failing that, those that look like the whole of it."""
@@ -252,6 +256,8 @@ class Waveformer(StepFamily):
             raise QueryError("no label was given; clapsep-export inspect lists those that the model has")
         if normalize is not None:
             raise QueryError("this model is asked by labels, and there is nothing to normalise; leave normalize out")
+        if not (np.all((positive >= 0) & (positive <= 1)) and positive.any()):
+            raise QueryError("the vector is not of numbers from 0 to 1, one for each label, of which at least one is wanted; correct it")
         return positive
 
     def begin(self, engine: Callable[[str], Engine], route: str, channels: int) -> WaveformerSteps:

@@ -38,6 +38,12 @@ def test_flat_dicts_and_the_old_format(tmp_path, legacy):
     torch.testing.assert_close(read_checkpoint(tmp_path / "a.ckpt", "checkpoint").tensors["w"], torch.arange(3.0))
 
 
+def test_tensors_of_more_values_than_there_are(tmp_path):
+    torch.save({"w": torch.zeros(1).expand(1 << 40)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"w \[1099511627776\] of more values than it holds"):
+        read_checkpoint(tmp_path / "a.pt", "clap")
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch /tmp/clapsep-was-here",)

@@ -18,7 +18,7 @@ from clapsep.export.build import Request, build
 from clapsep.export.checkpoint import read_checkpoint
 from clapsep.export.family import open_model
 from clapsep.runtime import Bundle, Query, Separator
-from clapsep.runtime.errors import CheckpointError, InputError, QueryError
+from clapsep.runtime.errors import CheckpointError, EngineError, InputError, QueryError
 from clapsep.runtime.family import family_class, family_names
 from clapsep.runtime.metrics import snr
 from clapsep.runtime.windows import PRESETS
@@ -303,6 +303,18 @@ def test_a_causal_model_has_its_own_steps(run, waveformer, mix):
         assert "goes in steps of 9.43 ms; leave them out" in done.stderr
 
 
+def test_a_causal_model_has_no_batches_of_windows(waveformer):
+    with pytest.raises(QueryError, match="a batch is of windows"):
+        Separator(waveformer.path, batch=2)
+
+
+def test_nothing_that_is_not_finite_leaves_a_stream(made, monkeypatch):
+    stream = made.separator.stream(made.queries[0])
+    monkeypatch.setattr(stream._driver, "push", lambda x: np.full((1, len(x), 5), np.nan, np.float32))
+    with pytest.raises(EngineError, match="values that are not finite"):
+        stream.push(X[0])
+
+
 def test_a_causal_model_has_no_masks(waveformer):
     with pytest.raises(QueryError, match="there are no masks, as the model goes from waveform to waveform"):
         waveformer.separator.mask(np.zeros((1, 88200), np.float32), waveformer.separator.condition("Bark"))
@@ -356,7 +368,7 @@ def questions(made: Made, clip: Path) -> dict[tuple[str, ...], str]:
         (): "say what to extract",
     }
     if made.case.labels:
-        words = {(): "no label was given", ("--positive", "Bark, dog barkin"): "no label 'dog barkin'; did you mean Bark?"}
+        words = {(): "no label was given", ("--positive", "Bark, dog barkin"): "no label 'dog barkin' (did you mean Bark?)"}
         return {**refused, **words, (*asked, "--normalize"): "nothing to normalise", (*asked, "--no-normalize"): "nothing to normalise"}
     none = "has no encoders for texts or examples; give a query as"
     return {**refused, ("--positive", "rain"): none, ("--positive-audio", str(clip)): none, ("--target", "a=rain"): none}

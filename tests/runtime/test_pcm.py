@@ -163,6 +163,11 @@ def test_all_its_options_reach_the_separator(demo_bundle, wav):
     assert "latency 0.6 s (hop 0.5 s + overlap 0.1 s)" in said
 
 
+def test_no_overlap_is_what_was_asked_for(demo_bundle):
+    _, said = stream(demo_bundle, noise(1000)[0].tobytes(), "--positive", "rain", "--overlap", 0)
+    assert "latency 1 s (hop 1 s) and" in said
+
+
 @pytest.mark.parametrize(("form", "rate", "channels"), [("s16le", 32000, 2), ("s24le", 44100, 2), ("s32le", 8000, 1), ("f32le", 48000, 3)])
 def test_formats_rates_and_channels(demo_bundle, live, form, rate, channels):
     data, _ = encode(noise(2 * rate + 5, channels), form)

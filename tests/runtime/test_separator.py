@@ -81,7 +81,7 @@ def test_mask_is_the_engines(separator):
 
 @pytest.mark.parametrize("bad", [np.zeros(5), np.full(256, np.nan), np.zeros((1, 256))])
 def test_conditions_of_the_wrong_shape(separator, bad):
-    with pytest.raises(QueryError, match="256 finite values"):
+    with pytest.raises(QueryError, match="256 finite numbers"):
         separator.separate(noise(100), 32000, condition=bad)
 
 

@@ -56,7 +56,7 @@ def test_labels(made, text, wanted):
         ("saxofone", "Saxophone?"),
         ("hihat", "Hi-hat?"),
         ("drum", "Bass_drum or Snare_drum?"),
-        ("thunder", "label 'thunder'."),
+        ("thunder", "label 'thunder';"),
     ],
 )
 def test_unknown_labels(made, text, close):
