@@ -56,8 +56,8 @@ def stream(
       clapsep stream BUNDLE --positive "rain" --rate 32000 |
       ffplay -f f32le -ar 32000 -
 
-    The result has as many samples as the input. It comes later by hop and overlap, or a causal model's step, and the time of computing. A reader who closes
-    stdout ends it.
+    The result has as many samples as the input. It comes later by hop and overlap, or a causal model's step, and the time of computing.
+    A reader who closes stdout ends it.
     """
     _refuse_terminals()
     queries = take_queries(options)
