@@ -46,6 +46,7 @@ from family_child import conditions, sound
 from numpy.typing import NDArray
 from official_audio import Istft, Stft
 from peers import measure
+from peers_tables import floors, quiet_rounds
 from products import SIZES, Peer, products
 from torch import Tensor, nn
 from work import work
@@ -235,16 +236,7 @@ def against_eager(bundle: Path, model: ResunetModel, rounds: int, threads: int =
     operations = sum(work(Bundle.open(bundle).graph("separator"))["operations"].values())
     about = {"threads": threads, "torch": torch.__version__, "operations": {"product": 2 * int(np.prod(SIZES)), "separator": operations}}
     finite = {task: {name: value if np.isfinite(value) else None for name, value in row.items()} for task, row in quality.items()}
-    return {**about, "ratios": _ratios(seconds), "seconds": seconds, "snr_db": finite}
-
-
-def _ratios(seconds: dict[str, dict[str, list[float]]]) -> Row:
-    """Eager / each way, taken within rounds."""
-    found: Row = {}
-    for task in ("wave", "network"):
-        base = np.array(seconds[task]["PyTorch eager"])
-        found[task] = {name: spread(base / np.array(row)) for name, row in seconds[task].items()}
-    return found
+    return {**about, "seconds": seconds, "snr_db": finite}
 
 
 def peers(setting: Setting) -> Row:
@@ -352,12 +344,15 @@ def show_endless(result: Row) -> None:
 
 
 def show_peers(result: Row) -> None:
-    product = min(np.median(result["seconds"]["product"][name]) for name in ("float32", "numpy float32"))
-    floor = result["operations"]["separator"] * product / result["operations"]["product"]
-    rows: list[list[object]] = [["network", "dense products' floor", f"{1e3 * floor:.0f}", "", "", "", ""]]
-    for task, ratios in result["ratios"].items():
-        for name, ratio in ratios.items():
-            ms, quality = spread(1e3 * np.array(result["seconds"][task][name])), result["snr_db"][task].get(name)
+    """Of the rounds in which the machine was ours, by the product at their beginning; ratios are taken within rounds."""
+    seconds, quiet = result["seconds"], quiet_rounds(result)
+    floor = floors(result, quiet)
+    print(f"{len(quiet)} of {len(seconds['product']['float32'])} rounds were quiet")
+    rows: list[list[object]] = [["network", f"floor {name}", f"{1e3 * value:.0f}", "", "", "", ""] for name, value in floor.items()]
+    for task in ("wave", "network"):
+        took = {name: np.array(row)[quiet] for name, row in seconds[task].items()}
+        for name, row in took.items():
+            ms, ratio, quality = spread(1e3 * row), spread(took["PyTorch eager"] / row), result["snr_db"][task].get(name)
             cells = [f"{ms['median']:.0f}", f"{ms['p10']:.0f} to {ms['p90']:.0f}", f"{ratio['median']:.2f}"]
             rows.append([task, name, *cells, f"{ratio['p10']:.2f} to {ratio['p90']:.2f}", "" if quality is None else f"{quality:.0f}"])
     table("task | way | ms median | p10 to p90 | eager / this | p10 to p90 | SNR dB", rows)
