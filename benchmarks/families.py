@@ -261,25 +261,24 @@ def facts_of(path: Path) -> Row:
 
 
 def compare_bundles(bundles: dict[str, Path], rounds: int, threads: int = 2, starts: int = 3) -> Row:
-    models: Row = {name: facts_of(path) | {"seconds": []} for name, path in bundles.items()}
-    calls = {}
+    models: Row = {name: facts_of(path) for name, path in bundles.items()}
+    torch.set_num_threads(threads)
+    calls = [next(products("cpu"))]  # says how busy the machine is with others
     for name, path in bundles.items():
         separator = Separator(path, threads=threads)
         asked, rate = conditions(separator.family, 1)[0], separator.family.sample_rate
-        calls[name] = partial(separator.separate, sound(rate), rate, condition=asked)
-    for i in range(rounds + 1):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            models[name]["seconds"] += [time.perf_counter() - begin] if i else []
-    for row in models.values():
-        row["s_per_10_s"] = spread(row["seconds"])
+        calls.append(Peer("separate", name, partial(separator.separate, sound(rate), rate, condition=asked)))
+    seconds, _ = measure(calls, rounds)
+    del calls, separator
+    quiet = quiet_rounds({"seconds": seconds})
+    for name, row in models.items():
+        row["seconds"] = seconds["separate"][name]
+        row["s_per_10_s"] = spread(np.array(row["seconds"])[quiet])
         row["rtf"] = row["s_per_10_s"]["median"] / 10
-    del calls
     for name, path in bundles.items():
         models[name]["fresh"] = [child("once", path) for _ in range(starts)]
         models[name]["peak_mb"] = float(np.median([run["peak_mb"] for run in models[name]["fresh"]]))
-    return {"threads": threads, "models": models}
+    return {"threads": threads, "product_seconds": seconds["product"]["float32"], "quiet_rounds": quiet, "models": models}
 
 
 def compare(setting: Setting) -> Row:
@@ -359,12 +358,17 @@ def show_peers(result: Row) -> None:
 
 
 def show_compare(result: Row) -> None:
+    print(f"{len(result['quiet_rounds'])} of {len(result['product_seconds'])} rounds were quiet")
     rows = []
     for name, of in result["models"].items():
-        cells = [f"{1e3 * of['s_per_10_s']['median']:.0f}", f"{of['rtf']:.4f}", f"{of['peak_mb']:.0f}", f"{of['bytes'] / 1e6:.0f}"]
+        ms = {key: f"{1e3 * value:.0f}" for key, value in of["s_per_10_s"].items()}
+        cells = [ms["median"], f"{ms['p10']} to {ms['p90']}", f"{of['rtf']:.4f}", f"{of['peak_mb']:.0f}", f"{of['bytes'] / 1e6:.0f}"]
         cells += [of["nodes"]["separator"], f"{of['macs_10_s'] / 1e9:.1f}", f"{of['macs_per_call']['separator'] / 1e6:.1f}"]
         rows.append([name, *cells, f"{of['default_s']:.4g} / {of['shortest_s']:.4g}"])
-    table("model | ms per 10 s | RTF | peak MB | bundle MB | nodes | G MAC per 10 s | M MAC per call | latency s / shortest", rows)
+    table(
+        "model | ms per 10 s | p10 to p90 | RTF | peak MB | bundle MB | nodes | G MAC per 10 s | M MAC per call | latency s / shortest",
+        rows,
+    )
 
 
 def show_plans(result: Row) -> None:
