@@ -46,6 +46,7 @@ from family_child import conditions, sound
 from numpy.typing import NDArray
 from official_audio import Istft, Stft
 from peers import measure
+from peers_tables import floors, quiet_rounds
 from products import SIZES, Peer, products
 from torch import Tensor, nn
 from work import work
@@ -235,16 +236,7 @@ def against_eager(bundle: Path, model: ResunetModel, rounds: int, threads: int =
     operations = sum(work(Bundle.open(bundle).graph("separator"))["operations"].values())
     about = {"threads": threads, "torch": torch.__version__, "operations": {"product": 2 * int(np.prod(SIZES)), "separator": operations}}
     finite = {task: {name: value if np.isfinite(value) else None for name, value in row.items()} for task, row in quality.items()}
-    return {**about, "ratios": _ratios(seconds), "seconds": seconds, "snr_db": finite}
-
-
-def _ratios(seconds: dict[str, dict[str, list[float]]]) -> Row:
-    """Eager / each way, taken within rounds."""
-    found: Row = {}
-    for task in ("wave", "network"):
-        base = np.array(seconds[task]["PyTorch eager"])
-        found[task] = {name: spread(base / np.array(row)) for name, row in seconds[task].items()}
-    return found
+    return {**about, "seconds": seconds, "snr_db": finite}
 
 
 def peers(setting: Setting) -> Row:
@@ -269,25 +261,24 @@ def facts_of(path: Path) -> Row:
 
 
 def compare_bundles(bundles: dict[str, Path], rounds: int, threads: int = 2, starts: int = 3) -> Row:
-    models: Row = {name: facts_of(path) | {"seconds": []} for name, path in bundles.items()}
-    calls = {}
+    models: Row = {name: facts_of(path) for name, path in bundles.items()}
+    torch.set_num_threads(threads)
+    calls = [next(products("cpu"))]  # says how busy the machine is with others
     for name, path in bundles.items():
         separator = Separator(path, threads=threads)
         asked, rate = conditions(separator.family, 1)[0], separator.family.sample_rate
-        calls[name] = partial(separator.separate, sound(rate), rate, condition=asked)
-    for i in range(rounds + 1):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            models[name]["seconds"] += [time.perf_counter() - begin] if i else []
-    for row in models.values():
-        row["s_per_10_s"] = spread(row["seconds"])
+        calls.append(Peer("separate", name, partial(separator.separate, sound(rate), rate, condition=asked)))
+    seconds, _ = measure(calls, rounds)
+    del calls, separator
+    quiet = quiet_rounds({"seconds": seconds})
+    for name, row in models.items():
+        row["seconds"] = seconds["separate"][name]
+        row["s_per_10_s"] = spread(np.array(row["seconds"])[quiet])
         row["rtf"] = row["s_per_10_s"]["median"] / 10
-    del calls
     for name, path in bundles.items():
         models[name]["fresh"] = [child("once", path) for _ in range(starts)]
         models[name]["peak_mb"] = float(np.median([run["peak_mb"] for run in models[name]["fresh"]]))
-    return {"threads": threads, "models": models}
+    return {"threads": threads, "product_seconds": seconds["product"]["float32"], "quiet_rounds": quiet, "models": models}
 
 
 def compare(setting: Setting) -> Row:
@@ -352,24 +343,32 @@ def show_endless(result: Row) -> None:
 
 
 def show_peers(result: Row) -> None:
-    product = min(np.median(result["seconds"]["product"][name]) for name in ("float32", "numpy float32"))
-    floor = result["operations"]["separator"] * product / result["operations"]["product"]
-    rows: list[list[object]] = [["network", "dense products' floor", f"{1e3 * floor:.0f}", "", "", "", ""]]
-    for task, ratios in result["ratios"].items():
-        for name, ratio in ratios.items():
-            ms, quality = spread(1e3 * np.array(result["seconds"][task][name])), result["snr_db"][task].get(name)
+    """Of the rounds in which the machine was ours, by the product at their beginning; ratios are taken within rounds."""
+    seconds, quiet = result["seconds"], quiet_rounds(result)
+    floor = floors(result, quiet)
+    print(f"{len(quiet)} of {len(seconds['product']['float32'])} rounds were quiet")
+    rows: list[list[object]] = [["network", f"floor {name}", f"{1e3 * value:.0f}", "", "", "", ""] for name, value in floor.items()]
+    for task in ("wave", "network"):
+        took = {name: np.array(row)[quiet] for name, row in seconds[task].items()}
+        for name, row in took.items():
+            ms, ratio, quality = spread(1e3 * row), spread(took["PyTorch eager"] / row), result["snr_db"][task].get(name)
             cells = [f"{ms['median']:.0f}", f"{ms['p10']:.0f} to {ms['p90']:.0f}", f"{ratio['median']:.2f}"]
             rows.append([task, name, *cells, f"{ratio['p10']:.2f} to {ratio['p90']:.2f}", "" if quality is None else f"{quality:.0f}"])
     table("task | way | ms median | p10 to p90 | eager / this | p10 to p90 | SNR dB", rows)
 
 
 def show_compare(result: Row) -> None:
+    print(f"{len(result['quiet_rounds'])} of {len(result['product_seconds'])} rounds were quiet")
     rows = []
     for name, of in result["models"].items():
-        cells = [f"{1e3 * of['s_per_10_s']['median']:.0f}", f"{of['rtf']:.4f}", f"{of['peak_mb']:.0f}", f"{of['bytes'] / 1e6:.0f}"]
+        ms = {key: f"{1e3 * value:.0f}" for key, value in of["s_per_10_s"].items()}
+        cells = [ms["median"], f"{ms['p10']} to {ms['p90']}", f"{of['rtf']:.4f}", f"{of['peak_mb']:.0f}", f"{of['bytes'] / 1e6:.0f}"]
         cells += [of["nodes"]["separator"], f"{of['macs_10_s'] / 1e9:.1f}", f"{of['macs_per_call']['separator'] / 1e6:.1f}"]
         rows.append([name, *cells, f"{of['default_s']:.4g} / {of['shortest_s']:.4g}"])
-    table("model | ms per 10 s | RTF | peak MB | bundle MB | nodes | G MAC per 10 s | M MAC per call | latency s / shortest", rows)
+    table(
+        "model | ms per 10 s | p10 to p90 | RTF | peak MB | bundle MB | nodes | G MAC per 10 s | M MAC per call | latency s / shortest",
+        rows,
+    )
 
 
 def show_plans(result: Row) -> None:
