@@ -17,8 +17,7 @@ from ..engines.engine import Engine
 from ..runtime.bundle import Bundle, describe_file
 from ..runtime.errors import BundleError, EngineError, GateError, InputError, OutputError, UnsafePath
 from ..runtime.manifest import FileEntry, Gate, Manifest, Plan
-from ..runtime.plans import choose, graphs_of
-from ..runtime.routes import plan_routes
+from ..runtime.plans import choose, graphs_of, usual_routes
 from .gates import Progress, gate_engine, load_golden, require
 from .publish import held, write_manifest
 
@@ -77,7 +76,7 @@ def add_plans(
     target = check_request(kind, settings, own)
     options = EngineOptions(precision=None if settings.precision == own else settings.precision)
     device = engine_class(kind).device(options)
-    graphs = graphs_of(bundle.manifest.graphs, device, *plan_routes(bundle.manifest.graphs, None, device, options.precision))
+    graphs = graphs_of(bundle.manifest.graphs, device, *usual_routes(bundle, kind, options))
     made: list[Path] = []
     known = () if force else bundle.manifest.plans
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ..engines import EngineOptions, Machine, engine_class
 from .bundle import Bundle
 from .errors import EngineUnavailable
-from .family import FILM
+from .family import FILM, StepFamily, open_family
 from .manifest import GraphEntry, Plan
 from .routes import ROUTES, available, needs, plan_routes
 
@@ -73,8 +73,8 @@ def choose(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, 
 def _check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, route: str | None, why: str) -> Choice:
     graphs = bundle.manifest.graphs
     device = engine_class(kind).device(options)
-    one, several = plan_routes(graphs, route, device, options.precision)
-    if engine_class(kind).plans == "required" and route not in (None, *plan_routes(graphs, None, device, options.precision)):
+    one, several = usual_routes(bundle, kind, options) if route is None else plan_routes(graphs, route, device, options.precision)
+    if engine_class(kind).plans == "required" and route not in (None, *usual_routes(bundle, kind, options)):
         raise EngineUnavailable(f"plans are not made for the route {route} with engine {kind}; leave the route out", "no-plan")
     plans = check(bundle, kind, options, machine, graphs_of(graphs, device, one, several))
     return Choice(
@@ -82,12 +82,17 @@ def _check(bundle: Bundle, kind: str, options: EngineOptions, machine: Machine, 
     )
 
 
+def usual_routes(bundle: Bundle, kind: str, options: EngineOptions) -> tuple[str, str]:
+    """The routes that are taken for one query and for several where nobody says otherwise."""
+    causal = isinstance(open_family(bundle.manifest), StepFamily)
+    return plan_routes(bundle.manifest.graphs, None, engine_class(kind).device(options), options.precision, causal=causal)
+
+
 def runnable_routes(bundle: Bundle, kind: str, options: EngineOptions) -> list[str]:
     """The routes that an engine kind can take through a bundle; those for which plans are made, where it needs plans."""
-    engine, graphs = engine_class(kind), bundle.manifest.graphs
-    usual = plan_routes(graphs, None, engine.device(options), options.precision)
-    if engine.plans == "required":
-        return list(dict.fromkeys(usual))
+    graphs = bundle.manifest.graphs
+    if engine_class(kind).plans == "required":
+        return list(dict.fromkeys(usual_routes(bundle, kind, options)))
     return [name for name in available(graphs) if not (name == "waveform" and options.precision)]
 
 

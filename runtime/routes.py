@@ -138,11 +138,13 @@ def available(graphs: Collection[str]) -> list[str]:
     return [name for name, route in ROUTES.items() if set(route.graphs) <= set(graphs)]
 
 
-def plan_routes(graphs: Collection[str], wanted: str | None, device: str, precision: str | None) -> tuple[str, str]:
+def plan_routes(
+    graphs: Collection[str], wanted: str | None, device: str, precision: str | None, *, causal: bool = False
+) -> tuple[str, str]:
     """The routes for one query and for several, of those that a bundle's graphs allow.
 
     On the CPU the split graphs cost as much as the fused one for a single query, and numpy's transforms less than matrix products
-    (benchmarks/results/peers.json). On a GPU the transforms belong into the graph, so that only waveforms are copied.
+    (benchmarks/results/peers.json). In a causal model's steps a second call costs a few percent. On a GPU the transforms belong into the graph, so that only waveforms are copied.
 
     Raises:
         QueryError: there is no such route.
@@ -161,4 +163,6 @@ def plan_routes(graphs: Collection[str], wanted: str | None, device: str, precis
             )
         return wanted, wanted
     several = "split" if "split" in there else "fused"
+    if causal:
+        return "fused", several
     return ("waveform" if device == "cuda" and "waveform" in there else several), several

@@ -93,6 +93,7 @@ def test_where_the_routes_lead():
     assert plan_routes(("separator",), None, "cuda", None) == ("fused", "fused")
     assert plan_routes(("separator", "separator_waveform"), None, "cuda", None) == ("waveform", "fused")
     assert plan_routes(ALL, "fused", "cuda", "bf16") == ("fused", "fused")
+    assert plan_routes(ALL, None, "cpu", None, causal=True) == ("fused", "split")
     assert available(("separator", "film")) == ["fused"]
 
 
