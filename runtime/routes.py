@@ -144,7 +144,8 @@ def plan_routes(
     """The routes for one query and for several, of those that a bundle's graphs allow.
 
     On the CPU the split graphs cost as much as the fused one for a single query, and numpy's transforms less than matrix products
-    (benchmarks/results/peers.json). In a causal model's steps a second call costs a few percent. On a GPU the transforms belong into the graph, so that only waveforms are copied.
+    (benchmarks/results/peers.json). In a causal model's steps a second call costs a few percent. On a GPU the transforms belong into the
+    graph, so that only waveforms are copied.
 
     Raises:
         QueryError: there is no such route.
