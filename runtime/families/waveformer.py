@@ -195,7 +195,7 @@ class Waveformer(StepFamily):
     facts = Facts(
         title="Waveformer",
         paper="arXiv 2211.02250",
-        files="a published checkpoint (E256 or E512, D128 or D256)",
+        files="--checkpoint default_ckpt.pt, or another of the four sizes (E256 or E512, D128 or D256)",
         licence="code MIT; of the weights nothing is said",
         queries="one or several of 41 labels; positive only",
         sample_rate=44100,
