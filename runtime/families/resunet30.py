@@ -66,7 +66,7 @@ class Resunet30(WindowFamily):
     facts = Facts(
         title="ResUNet30 (AudioSep, USS)",
         paper="arXiv 2308.05037, arXiv 2305.07447",
-        files="--checkpoint audiosep_base_4M_steps.ckpt, or USS's; --clap music_speech_audioset_epoch_15_esc_89.98.pt where CLAP is not inside",
+        files="--checkpoint audiosep_base_4M_steps.ckpt, or USS's; --clap music_speech_audioset_epoch_15_esc_89.98.pt if it is not inside",
         licence="code MIT (AudioSep), Apache-2.0 (USS); weights as their publishers say",
         queries="text or audio (AudioSep), or a vector: CLAP 512, PANNs tags 527 or embedding 2048; positive only",
         sample_rate=32000,
