@@ -22,7 +22,7 @@ from clapsep.runtime.errors import CheckpointError, EngineError, InputError, Que
 from clapsep.runtime.family import family_class, family_names
 from clapsep.runtime.metrics import snr
 from clapsep.runtime.windows import PRESETS
-from families import CASES, CONFORMER, RESUNET, WAVEFORMER, Case, write_clap, write_tokenizer, write_trained
+from family_cases import CASES, CONFORMER, RESUNET, WAVEFORMER, Case, write_clap, write_tokenizer, write_trained
 from tokenizers import Tokenizer
 
 ROOT = Path(__file__).parents[2]

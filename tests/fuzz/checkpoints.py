@@ -132,12 +132,12 @@ def model(data: bytes) -> None:
 def _others() -> list[bytes]:
     """Very small models of the other families, with what their files may say of themselves."""
     import conformer_files
-    import families
+    import family_cases
     import waveformers
     from safetensors.torch import save
 
     models = [
-        (families.resunet_tensors(), {"window_samples": 32000, "weights": "generated"}),
+        (family_cases.resunet_tensors(), {"window_samples": 32000, "weights": "generated"}),
         (waveformers.tiny(3), {"labels": ["a", "b", "c"], "weights": "generated"}),
         (conformer_files.generated(conformer_files.TINY), conformer_files.hyper(conformer_files.TINY)),
     ]
