@@ -82,7 +82,8 @@ def test_steps(waveformer, monkeypatch):
     row = families.time_steps({"tiny": waveformer}, 2, 5)
     ways = row["models"]["tiny"]
     assert {name: len(way["us"]) for name, way in ways.items()} == {
-        "fused": 8, "fused, 4 queries": 8, "split": 8, "split, 4 queries": 8, "fused, paced": 5, "split, paced": 5,
+        "fused": 8, "fused, 4 queries": 8, "split": 8, "split, 4 queries": 8, "fused, alone": 8, "split, alone": 8, "fused, paced": 5,
+        "split, paced": 5,
     }  # fmt: skip
     assert row["period_ms"] == pytest.approx(9.433, abs=1e-3)
     assert row["latency_ms"] == pytest.approx(10.159, abs=1e-3)
