@@ -61,7 +61,10 @@ def endless(bundle: str, steps: int) -> Row:
 def traced(bundle: str, steps: int) -> Row:
     """The same with what Python and numpy have allocated in place of what the process holds; the engine's own memory is not in it."""
     tracemalloc.start()
-    return _watched(bundle, steps, lambda: tracemalloc.get_traced_memory()[0] / 1e6)
+    try:
+        return _watched(bundle, steps, lambda: tracemalloc.get_traced_memory()[0] / 1e6)
+    finally:
+        tracemalloc.stop()
 
 
 def _watched(bundle: str, steps: int, memory: Callable[[], float]) -> Row:
