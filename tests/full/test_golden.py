@@ -136,8 +136,8 @@ def test_a_raw_training_checkpoint_gives_the_same_model(model, mixture, tmp_path
     torch.save({"epoch": 1, "state_dict": tensors("clapsep_lightning_full", SEED), "optimizer_states": []}, path)
     assert len(manifest("clapsep_lightning_full")) == 1024
     raw = open_model(None, read_checkpoint(path, "checkpoint"))
-    for name in ("text", "audio", "separator"):
-        ours, theirs = getattr(model, name).state_dict(), getattr(raw, name).state_dict()
+    for one, other in ((model.towers.text, raw.towers.text), (model.towers.audio, raw.towers.audio), (model.separator, raw.separator)):
+        ours, theirs = one.state_dict(), other.state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
